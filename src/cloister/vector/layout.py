@@ -1,0 +1,268 @@
+"""Layout: named blocks <-> one flat vector of integers that sites can add up.
+
+A layout says what a site's answer consists of: blocks with a name, a shape and a *bound* on every
+coordinate. `FixedPoint` turns bounded floats into integers mod 2**bits such that the sum over all sites
+provably cannot wrap, and turns the opened sum back (docs/protocol.md, section "Fixed point").
+
+    layout = Layout((Block("delta", (3,), bound=8.0, weighted=True), Block("loss", (), bound=1e6, wide=True)))
+    coder = FixedPoint(layout, sites=5, bits=32)
+    words, clipped = coder.encode({"delta": delta, "loss": loss}, weight=rows / max_rows)
+    coder.decode(sum_of_words)          # {"delta": float64[3], "loss": float64[]}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cloister.vector.errors import BoundError, LayoutError
+
+BITS = (16, 20, 24, 32, 64)
+WIDE_DIGITS = 50  # binary digits that a `wide` coordinate carries: under float64's 53, so the sums stay exact
+CHUNK = 1 << 18  # coordinates encoded at a time: the float64 scratch of one chunk stays in cache
+
+Words = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float64]
+
+
+def word_dtype(bits: int) -> np.dtype[Any]:
+    """The numpy dtype that carries one word: uint32 up to 32 bits, uint64 at 64."""
+    return np.dtype(np.uint64 if bits == 64 else np.uint32)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One named part of an answer.
+
+    Attributes:
+      name: unique in its layout.
+      shape: of the array; () is a scalar.
+      bound: largest magnitude of one coordinate; larger ones are clipped *and counted*.
+      clip: largest L2 norm of the whole block, or None; `privacy.clip` applies it before encoding.
+      weighted: multiplied by rows / max_rows before it is summed (a mean over rows); else summed as it is.
+      wide: carried in as many words as WIDE_DIGITS binary digits need (statistics), else in one (deltas).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bound: float
+    clip: float | None = None
+    weighted: bool = False
+    wide: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.bound) and self.bound > 0):
+            raise LayoutError(f"block {self.name!r}: bound {self.bound} is not a positive number")
+        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+            raise LayoutError(f"block {self.name!r}: clip {self.clip} is not a positive number")
+        if any(side < 0 for side in self.shape):
+            raise LayoutError(f"block {self.name!r}: shape {self.shape} has a negative side")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def as_json(self) -> dict[str, Any]:
+        """Without floats (they are written as C99 hex strings), so that it can be part of signed bytes."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "bound": float(self.bound).hex(),
+            "clip": None if self.clip is None else float(self.clip).hex(),
+            "weighted": self.weighted,
+            "wide": self.wide,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Block:
+        """Raises: LayoutError: `data` is not what `as_json` writes."""
+        try:
+            if set(data) != {"name", "shape", "bound", "clip", "weighted", "wide"}:
+                raise ValueError("unknown or missing keys")
+            if not isinstance(data["name"], str) or not all(type(side) is int for side in data["shape"]):
+                raise ValueError("name or shape of another type")
+            if type(data["weighted"]) is not bool or type(data["wide"]) is not bool:
+                raise ValueError("a flag that is not a boolean")
+            return cls(
+                name=data["name"],
+                shape=tuple(data["shape"]),
+                bound=float.fromhex(data["bound"]),
+                clip=None if data["clip"] is None else float.fromhex(data["clip"]),
+                weighted=data["weighted"],
+                wide=data["wide"],
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as fault:
+            raise LayoutError(f"a block of the layout does not parse: {fault}") from None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Named blocks in a fixed order. Raises LayoutError on two blocks of one name or on none."""
+
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        names = [block.name for block in self.blocks]
+        if not names or len(set(names)) != len(names):
+            raise LayoutError(f"a layout needs blocks with distinct names, got {names}")
+
+    def __getitem__(self, name: str) -> Block:
+        for block in self.blocks:
+            if block.name == name:
+                return block
+        raise LayoutError(f"no block {name!r}; there are {[block.name for block in self.blocks]}")
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [block.as_json() for block in self.blocks]
+
+    @classmethod
+    def from_json(cls, data: Any) -> Layout:
+        if not isinstance(data, list):
+            raise LayoutError("a layout is a list of blocks")
+        return cls(tuple(Block.from_json(entry) for entry in data))
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a block lies in the flat vector and how its coordinates are scaled."""
+
+    block: Block
+    start: int  # first word
+    limbs: int  # words a coordinate
+    exponent: int  # value * 2**exponent is rounded to an integer
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.limbs * self.block.size
+
+
+class FixedPoint:
+    """Encodes one site's answer and decodes the sum over at most `sites` of them.
+
+    A coordinate x becomes round_half_even(2**f * x), with f as large as (n + 1) * 2**f * bound <= 2**(bits - 1)
+    allows, so no sum over n sites can wrap. A `wide` coordinate is cut into limbs that are summed apart.
+
+    Attributes: size: words of the flat vector. dtype: uint32 or uint64.
+    Raises: BoundError: the number of sites leaves no room for the bound.
+    """
+
+    def __init__(self, layout: Layout, sites: int, bits: int = 32) -> None:
+        if bits not in BITS:
+            raise BoundError(f"bits={bits} is not one of {BITS}")
+        if sites < 1:
+            raise BoundError(f"a sum needs at least one site, got {sites}")
+        self.layout, self.sites, self.bits = layout, sites, bits
+        self.dtype = word_dtype(bits)
+        self._limb_bits = bits - 1 - math.ceil(math.log2(sites + 1))
+        slots, start = [], 0
+        for block in layout.blocks:
+            slot = self._slot(block, start)
+            slots.append(slot)
+            start = slot.stop
+        self._slots, self.size = tuple(slots), start
+
+    def _slot(self, block: Block, start: int) -> _Slot:
+        limbs, digits = 1, min(self._limb_bits, WIDE_DIGITS)
+        if block.wide and self._limb_bits >= 1:
+            limbs = math.ceil(WIDE_DIGITS / self._limb_bits)
+            digits = WIDE_DIGITS
+        mantissa, power = math.frexp(block.bound)
+        exponent = digits - (power - 1 if mantissa == 0.5 else power)  # so that 2**exponent * bound <= 2**digits
+        if digits < 4:
+            raise BoundError(
+                f"block {block.name!r}: {self.bits} bits cannot carry a sum over {self.sites} sites.",
+                mend="Use more bits or fewer sites.",
+            )
+        return _Slot(block, start, limbs, exponent)
+
+    def step(self, name: str) -> float:
+        """The rounding step of one coordinate of a block: an encoded value is off by at most half of it."""
+        return math.ldexp(1.0, -self._slot_of(name).exponent)
+
+    def _slot_of(self, name: str) -> _Slot:
+        for slot in self._slots:
+            if slot.block.name == name:
+                return slot
+        raise LayoutError(f"no block {name!r} in this layout")
+
+    def encode(self, values: Mapping[str, npt.NDArray[Any] | float], weight: float) -> tuple[Words, int]:
+        """Turns one site's answer into words.
+
+        Args:
+          values: an array (or number) for each block, of the block's shape; finite.
+          weight: rows / max_rows, in [0, 1]; multiplies the weighted blocks.
+        Returns: words[size], and how many coordinates were clipped to their bound (never silently).
+        Raises: LayoutError: a name, shape or value that the layout does not allow.
+        """
+        if set(values) != {slot.block.name for slot in self._slots}:
+            raise LayoutError(
+                f"the answer has blocks {sorted(values)}, the layout {[slot.block.name for slot in self._slots]}"
+            )
+        if not 0.0 <= weight <= 1.0:
+            raise LayoutError(f"weight {weight} is outside [0, 1]")
+        words = np.empty(self.size, self.dtype)
+        return words, sum(self.put(words, name, value, weight) for name, value in values.items())
+
+    def put(self, words: Words, name: str, value: npt.NDArray[Any] | float, weight: float = 1.0) -> int:
+        """Encodes one block into its place in `words`; returns how many coordinates were clipped."""
+        slot = self._slot_of(name)
+        block, clipped = slot.block, 0
+        array = np.asarray(value)
+        if array.shape != block.shape:
+            raise LayoutError(f"block {name!r} has shape {array.shape}, not {block.shape}")
+        if array.dtype.kind not in "fiub":
+            raise LayoutError(f"block {name!r} has dtype {array.dtype}, which is no real number")
+        flat = array.reshape(-1)
+        scale = math.ldexp(weight if block.weighted else 1.0, slot.exponent)
+        for at in range(0, block.size, CHUNK):
+            part = flat[at : at + CHUNK].astype(np.float64)
+            largest = max(float(part.max()), -float(part.min()))
+            if not math.isfinite(largest):
+                raise LayoutError(f"block {name!r} holds NaN or infinity")
+            if largest > block.bound:
+                clipped += int(np.count_nonzero(np.abs(part) > block.bound))
+                np.clip(part, -block.bound, block.bound, out=part)
+            part *= scale
+            np.rint(part, out=part)
+            self._store(slot, at, part.astype(np.int64), words)
+        return clipped
+
+    def _store(self, slot: _Slot, at: int, integers: npt.NDArray[np.int64], words: Words) -> None:
+        size, mask = slot.block.size, (1 << self._limb_bits) - 1
+        for limb in range(slot.limbs):
+            last = limb == slot.limbs - 1
+            digits = integers if last else integers & mask
+            start = slot.start + limb * size + at
+            # C-style wrap of a negative integer is its residue mod 2**32 or 2**64: what the sum needs
+            words[start : start + integers.size] = digits.astype(self.dtype)
+            integers = integers >> self._limb_bits
+        if self.bits < 32:
+            words[slot.start : slot.stop] &= self.dtype.type((1 << self.bits) - 1)
+
+    def decode(self, words: Words) -> dict[str, Floats]:
+        """Turns the opened sum (words mod 2**bits) back into float64 arrays, block by block.
+
+        Raises: LayoutError: another length or dtype than this coder's.
+        """
+        if words.shape != (self.size,) or words.dtype != self.dtype:
+            raise LayoutError(f"a total of {words.shape} {words.dtype}, expected ({self.size},) {self.dtype}")
+        values: dict[str, Floats] = {}
+        for slot in self._slots:
+            size = slot.block.size
+            total = np.zeros(size, np.float64)
+            for limb in reversed(range(slot.limbs)):
+                start = slot.start + limb * size
+                total = np.ldexp(total, self._limb_bits) + self._signed(words[start : start + size])
+            values[slot.block.name] = np.ldexp(total, -slot.exponent).reshape(slot.block.shape)
+        return values
+
+    def _signed(self, words: Words) -> Floats:
+        if self.bits >= 32:
+            return words.view(np.int64 if self.bits == 64 else np.int32).astype(np.float64)
+        spare = 32 - self.bits
+        return (words.astype(np.uint32) << np.uint32(spare)).view(np.int32).astype(np.float64) / (1 << spare)

@@ -1,0 +1,147 @@
+"""What is asked of a cohort, what one site answers, and what the sealed sum opens to.
+
+A *delta* is local minus broadcast: `new = broadcast + mean(delta)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cloister.vector.bundle import Array, pack, unpack
+from cloister.vector.errors import LayoutError, MalformedMessage, TaskError
+from cloister.vector.layout import Block, FixedPoint, Floats, Layout, Words
+
+ROWS, CLIPPED = "rows", "clipped"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question to a cohort.
+
+    Attributes:
+      task: what the learn room computes: "profile", "moments", "train", "evaluate" ...
+      layout: of the answer, without the accounting blocks (see `sealed_layout`).
+      max_rows: W_max: rows / max_rows is a site's weight; rows above it count as max_rows, and as clipped.
+      tensors: broadcast to every site (the model, fitted statistics).
+      config: JSON values (round number, local learning rate ...).
+      fraction: of the federation's sites that are sampled into the cohort, in (0, 1].
+    """
+
+    task: str
+    layout: Layout
+    max_rows: int
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    fraction: float = 1.0
+
+    @property
+    def sealed_layout(self) -> Layout:
+        """The layout that is summed: the query's blocks, then the site's rows and clipped count.
+
+        Weight and clipping ride inside the sealed vector, so nobody learns a single site's.
+        """
+        accounting = (
+            Block(ROWS, (), bound=float(self.max_rows), wide=True),
+            Block(CLIPPED, (), bound=float(2**40), wide=True),
+        )
+        return Layout(self.layout.blocks + accounting)
+
+    def to_bytes(self) -> bytes:
+        """What is broadcast; its SHA-256 is the protocol's model hash."""
+        facts = {
+            "task": self.task,
+            "layout": self.layout.as_json(),
+            "max_rows": self.max_rows,
+            "config": dict(self.config),
+            "fraction": self.fraction,
+        }
+        return pack(facts, self.tensors)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Query:
+        """Raises: MalformedMessage."""
+        facts, tensors = unpack(data)
+        try:
+            query = cls(
+                task=facts["task"],
+                layout=Layout.from_json(facts["layout"]),
+                max_rows=facts["max_rows"],
+                tensors=tensors,
+                config=facts["config"],
+                fraction=facts["fraction"],
+            )
+        except (KeyError, TypeError, LayoutError) as fault:
+            raise MalformedMessage(f"a query does not parse: {fault}") from None
+        well_typed = isinstance(query.task, str) and type(query.max_rows) is int and isinstance(query.config, dict)
+        if not well_typed or query.max_rows < 1:
+            raise MalformedMessage("a query's task, max_rows or config has another type")
+        return query
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the training code hands to the trusted part: not yet checked, clipped, weighted or sealed.
+
+    Attributes: rows: how many rows it rests on. values: an array for each block of the query's layout.
+    """
+
+    rows: int
+    values: Mapping[str, Array]
+
+    def to_bytes(self) -> bytes:
+        return pack({"rows": self.rows}, self.values)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Answer:
+        facts, tensors = unpack(data)
+        if type(facts.get("rows")) is not int or facts["rows"] < 0:
+            raise MalformedMessage("an answer without a row count")
+        return cls(facts["rows"], tensors)
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a sealed sum opened to: sums over the survivors, never one site's part.
+
+    Attributes:
+      sums: float64 array for each block (a weighted block's is the sum of rows / max_rows * value).
+      rows: of all survivors together. clipped: coordinates clipped, all sites together.
+      max_rows: the query's. sites: how many survivors.
+    """
+
+    sums: Mapping[str, Floats]
+    rows: float
+    clipped: float
+    max_rows: int
+    sites: int
+
+    def mean(self, name: str) -> Floats:
+        """The row-weighted mean of a weighted block. Raises TaskError when no site had a row."""
+        if self.rows <= 0:
+            raise TaskError("no surviving site had a row to train on.", mend="Check the contract's split and target.")
+        return self.sums[name] * (self.max_rows / self.rows)
+
+
+def open_total(query: Query, coder: FixedPoint, words: Words, sites: int) -> Total:
+    """Decodes the opened words of `query` (summed over `sites` survivors)."""
+    sums = coder.decode(words)
+    rows, clipped = float(sums.pop(ROWS)), float(sums.pop(CLIPPED))
+    return Total(sums, rows=rows, clipped=clipped, max_rows=query.max_rows, sites=sites)
+
+
+def flatten(tensors: Mapping[str, Array], names: list[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Concatenates named tensors, in this order, into one contiguous float32 vector."""
+    return np.concatenate([np.asarray(tensors[name], np.float32).reshape(-1) for name in names])
+
+
+def unflatten(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Cuts one vector into named views of it, in the mapping's order. Raises LayoutError on another length."""
+    sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
+    if flat.shape != (sum(sizes),):
+        raise LayoutError(f"a vector of shape {flat.shape} for tensors of {sum(sizes)} values together")
+    parts = np.split(flat, np.cumsum(sizes)[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
