@@ -1,0 +1,70 @@
+"""Federated evaluation: metrics that are sums over sites' test rows, and nothing finer.
+
+AUC comes from two histograms of predicted probabilities (of positives and of negatives): with 512 bins it is
+within the share of pairs that fall into one bin of the exact AUC, and those count one half, as ties do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cloister.vector import Block
+from cloister.vector.layout import Floats
+
+KINDS = ("binary", "multiclass", "regression")
+SCORE_BINS = 512
+ROW_LOSS_LIMIT = 64.0  # a row's loss is clipped here, so that a test set's sum of losses is bounded
+MOST_ROWS = float(2**30)
+
+
+def blocks(kind: str) -> tuple[Block, ...]:
+    """The blocks of an evaluation; `kind` is one of KINDS."""
+
+    def count(name: str, shape: tuple[int, ...] = (), bound: float = MOST_ROWS) -> Block:
+        return Block(f"test/{name}", shape, bound=bound, wide=True)
+
+    shared = (count("rows"), count("sites", bound=1.0), count("loss", bound=MOST_ROWS * ROW_LOSS_LIMIT))
+    if kind == "regression":
+        return (*shared, count("squared", bound=2.0**40), count("absolute", bound=2.0**40))
+    labelled = (*shared, count("correct"), count("site_accuracy", bound=1.0))
+    if kind == "multiclass":
+        return labelled
+    return (*labelled, count("positives", (SCORE_BINS,)), count("negatives", (SCORE_BINS,)))
+
+
+def metrics(sums: Mapping[str, Floats], kind: str) -> dict[str, float | None]:
+    """Metrics over all test rows of the survivors; None where they are undefined (no test row, one class only).
+
+    Returns: test_rows, loss, and accuracy, site_accuracy (plain mean over sites), auc (binary) or rmse, mae.
+    """
+    rows, sites = float(sums["test/rows"]), float(sums["test/sites"])
+
+    def mean(name: str, over: float = rows) -> float | None:
+        return float(sums[f"test/{name}"]) / over if over > 0 else None
+
+    found: dict[str, float | None] = {"test_rows": rows, "loss": mean("loss")}
+    if kind == "regression":
+        squared = mean("squared")
+        return {
+            **found,
+            "rmse": None if squared is None else float(np.sqrt(max(squared, 0.0))),
+            "mae": mean("absolute"),
+        }
+    found |= {"accuracy": mean("correct"), "site_accuracy": mean("site_accuracy", sites)}
+    if kind == "binary":
+        found["auc"] = auc(sums["test/positives"], sums["test/negatives"])
+    return found
+
+
+def auc(positives: Floats, negatives: Floats) -> float | None:
+    """Area under the ROC curve of two score histograms (bins in rising score); None with one class only.
+
+    Mann-Whitney U over bins: P(score of a positive > of a negative) + half of the ties.
+    """
+    pairs = float(positives.sum() * negatives.sum())
+    if pairs <= 0:
+        return None
+    below = np.cumsum(negatives) - negatives
+    return float(np.sum(positives * (below + 0.5 * negatives)) / pairs)
