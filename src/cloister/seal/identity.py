@@ -1,0 +1,64 @@
+"""Identities: Ed25519 keys that live for years and only ever sign (nothing is encrypted to them).
+
+A signature is Ed25519(LP(label) || body): over received bytes and for one purpose (RFC 8032; protocol.md 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from cloister.seal.labels import FINGERPRINT, h, lp
+from cloister.seal.words import WORDS
+from cloister.vector.errors import BadSignature
+
+Randomness = Callable[[int], bytes]  # n -> n bytes nobody can predict: `os.urandom`, handed in from the edge
+KEY_BYTES, SIGNATURE_BYTES = 32, 64
+FINGERPRINT_WORDS, WORD_BITS = 6, 11
+
+
+class Identity:
+    """A private key that signs for one member of the federation. Its `repr` shows the public fingerprint only."""
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public: bytes = key.public_key().public_bytes_raw()
+
+    @classmethod
+    def generate(cls, randomness: Randomness) -> Identity:
+        return cls.from_bytes(randomness(KEY_BYTES))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Identity:
+        """Args: raw: the 32-byte RFC 8032 seed that `to_bytes` gave. Raises: ValueError: another length."""
+        return cls(Ed25519PrivateKey.from_private_bytes(raw))
+
+    def to_bytes(self) -> bytes:
+        """The secret itself: write it to a file that only its owner can read, and nowhere else."""
+        return self._key.private_bytes_raw()
+
+    def sign(self, label: str, body: bytes) -> bytes:
+        """Returns: 64 bytes over LP(label) || body."""
+        return self._key.sign(lp(label.encode("ascii")) + body)
+
+    def __repr__(self) -> str:
+        return f"Identity({fingerprint_words(self.public)!r})"
+
+
+def verify(public: bytes, label: str, body: bytes, signature: bytes, site: str = "") -> None:
+    """Raises: BadSignature: `signature` is not that of `public` over LP(label) || body; names `site`."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, lp(label.encode("ascii")) + body)
+    except (InvalidSignature, ValueError):
+        raise BadSignature(f"a signature for {label!r} does not verify", site=site) from None
+
+
+def fingerprint_words(public: bytes) -> str:
+    """Six words (66 bits) that two people can compare by telephone."""
+    bits = int.from_bytes(h(FINGERPRINT, public), "big") >> (256 - FINGERPRINT_WORDS * WORD_BITS)
+    indices = [(bits >> (WORD_BITS * place)) % (1 << WORD_BITS) for place in reversed(range(FINGERPRINT_WORDS))]
+    return " ".join(WORDS[index] for index in indices)

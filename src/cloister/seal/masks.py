@@ -1,0 +1,125 @@
+"""Masks: AES-256-CTR keystreams added to a vector of words, mod 2**32 or 2**64 (protocol.md 2.2 message 5).
+
+    PRG(key) = AES-256-CTR(key, counter block 0) read as little-endian words of 32 bits (64 where bits = 64)
+
+Words of fewer than 32 bits are masked as 32-bit words and reduced mod 2**bits at the end: reduction commutes with
+addition, so the sums are the same. Keystreams are seekable: any stretch of a long vector can be (un)masked alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+from cloister.vector.errors import MalformedMessage
+from cloister.vector.layout import Words, word_dtype
+
+BLOCK = 16  # bytes of one AES block
+CHUNK = 1 << 17  # bytes of keystream at a time: with the words they meet, these stay in a core's L2 cache
+ZEROS = bytes(CHUNK)
+
+Seed = tuple[bytes, int]  # a key of 32 bytes, and +1 to add its keystream or -1 to subtract it
+
+
+def _keystream(key: bytes, offset: int) -> CipherContext:
+    """The keystream of `key` from byte `offset` on."""
+    stream = Cipher(AES256(key), CTR((offset // BLOCK).to_bytes(BLOCK, "big"))).encryptor()
+    if offset % BLOCK:
+        stream.update(ZEROS[: offset % BLOCK])
+    return stream
+
+
+def add_mask(words: Words, key: bytes, sign: int = 1, start: int = 0) -> None:
+    """Adds (sign +1) or subtracts (-1) the keystream of one key, in place. See `apply_masks`."""
+    apply_masks(words, [(key, sign)], start)
+
+
+def apply_masks(words: Words, seeds: Sequence[Seed], start: int = 0, threads: int = 1) -> None:
+    """Adds or subtracts the keystreams of many keys, in place, wrapping mod 2**32 or 2**64.
+
+    Args:
+      words: contiguous uint32 or uint64: the stretch of a vector that begins at its word `start`.
+      seeds: the keys and signs.
+      threads: how many cores share the work (AES and numpy release the interpreter's lock).
+    """
+    if threads == 1 or len(words) < 2 * CHUNK:
+        return _apply(words, seeds, start)
+    share = -(-len(words) // threads)
+    with ThreadPoolExecutor(threads) as pool:
+        pieces = range(0, len(words), share)
+        for done in [pool.submit(_apply, words[at : at + share], seeds, start + at) for at in pieces]:
+            done.result()
+    return None
+
+
+def _apply(words: Words, seeds: Sequence[Seed], start: int) -> None:
+    width = words.dtype.itemsize
+    streams = [(_keystream(key, start * width).update_into, sign) for key, sign in seeds]
+    scratch = np.empty(CHUNK, np.uint8)
+    mask = scratch.view(words.dtype.newbyteorder("<"))
+    step = CHUNK // width
+    for at in range(0, len(words), step):
+        part: npt.NDArray[Any] = words[at : at + step]
+        zeros, stretch = memoryview(ZEROS)[: part.nbytes], mask[: len(part)]
+        for fill, sign in streams:
+            fill(zeros, scratch.data)
+            (np.add if sign > 0 else np.subtract)(part, stretch, out=part)
+
+
+def reduce(words: Words, bits: int) -> None:
+    """Reduces every word mod 2**bits, in place."""
+    if bits not in (32, 64):
+        words &= words.dtype.type((1 << bits) - 1)
+
+
+def packed_bytes(size: int, bits: int) -> int:
+    """Bytes that `size` packed words take."""
+    return -(-size * bits // 8)
+
+
+def pack(words: Words, bits: int) -> memoryview:
+    """Words below 2**bits as a little-endian stream of bits, `packed_bytes` long; shares memory at 32 and 64 bits."""
+    little = np.ascontiguousarray(words, word_dtype(bits).newbyteorder("<"))
+    if bits in (32, 64):
+        return little.view(np.uint8).data
+    if bits == 16:
+        return little.astype("<u2").view(np.uint8).data
+    octets = little.view(np.uint8).reshape(-1, 4)
+    if bits == 24:
+        return octets[:, :3].reshape(-1).data
+    # 20 bits: two words make five bytes
+    pairs = np.zeros(-(-len(words) // 2) * 2, np.uint64)
+    pairs[: len(words)] = little
+    joined = (pairs[::2] | (pairs[1::2] << np.uint64(20))).astype("<u8")
+    return joined.view(np.uint8).reshape(-1, 8)[:, :5].reshape(-1)[: packed_bytes(len(words), bits)].data
+
+
+def unpack(data: bytes | memoryview, size: int, bits: int) -> Words:
+    """Undoes `pack`; the words are the caller's own. Raises: MalformedMessage: another length, or stray bits."""
+    if len(data) != packed_bytes(size, bits):
+        raise MalformedMessage(f"{len(data)} bytes for {size} words of {bits} bits")
+    octets = np.frombuffer(data, np.uint8)
+    if bits in (16, 32, 64):
+        return octets.view(f"<u{bits // 8}").astype(word_dtype(bits))
+    if bits == 24:
+        padded = np.zeros((size, 4), np.uint8)
+        padded[:, :3] = octets.reshape(size, 3)
+        return padded.view("<u4").reshape(size).astype(np.uint32)
+    if size % 2 and octets[-1] >> 4:
+        raise MalformedMessage("stray bits behind the last word")
+    grouped = np.zeros((-(-size // 2), 8), np.uint8)
+    whole = np.zeros(len(grouped) * 5, np.uint8)
+    whole[: len(octets)] = octets
+    grouped[:, :5] = whole.reshape(-1, 5)
+    joined = grouped.view("<u8").reshape(-1)
+    words = np.empty(len(joined) * 2, np.uint32)
+    words[::2] = joined & np.uint64(0xFFFFF)
+    words[1::2] = joined >> np.uint64(20)
+    return words[:size]
