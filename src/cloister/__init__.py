@@ -1,0 +1,83 @@
+"""cloister: federated learning that secures model training. Only a share of a sealed sum ever leaves a site.
+
+    import cloister as cl
+    job = cl.Job(data=cl.Table("heart", target="disease"), task=cl.Torch(...), algorithm=cl.FedAvg(rounds=20))
+    result = cl.simulate(job, data, sites=10)
+
+Names are resolved on first use, so `import cloister` costs neither torch nor a web server.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cloister.algorithms import FedAvg
+    from cloister.job import (
+        SGD,
+        Adam,
+        Evaluate,
+        Impute,
+        Job,
+        OneHot,
+        Sklearn,
+        Standardize,
+        Table,
+        Torch,
+        load_job,
+        nets,
+    )
+    from cloister.learn.result import Result
+    from cloister.simulation import simulate
+    from cloister.vector.errors import CloisterError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Adam": "job",
+    "CloisterError": "vector",
+    "Evaluate": "job",
+    "FedAvg": "algorithms",
+    "Impute": "job",
+    "Job": "job",
+    "OneHot": "job",
+    "Result": "learn.result",
+    "SGD": "job",
+    "Sklearn": "job",
+    "Standardize": "job",
+    "Table": "job",
+    "Torch": "job",
+    "load_job": "job",
+    "nets": "job",
+    "simulate": "simulation",
+}
+
+__all__ = [
+    "Adam",
+    "CloisterError",
+    "Evaluate",
+    "FedAvg",
+    "Impute",
+    "Job",
+    "OneHot",
+    "Result",
+    "SGD",
+    "Sklearn",
+    "Standardize",
+    "Table",
+    "Torch",
+    "load_job",
+    "nets",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cloister' has no attribute {name!r}")
+    value = getattr(import_module(f"cloister.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -77,8 +77,9 @@ class Query:
         except (KeyError, TypeError, LayoutError) as fault:
             raise MalformedMessage(f"a query does not parse: {fault}") from None
         well_typed = isinstance(query.task, str) and type(query.max_rows) is int and isinstance(query.config, dict)
-        if not well_typed or query.max_rows < 1:
-            raise MalformedMessage("a query's task, max_rows or config has another type")
+        sampled = type(query.fraction) in (int, float) and 0.0 < query.fraction <= 1.0
+        if not well_typed or not sampled or query.max_rows < 1:
+            raise MalformedMessage("a query's task, max_rows, config or fraction has another type or range")
         return query
 
 
