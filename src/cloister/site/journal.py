@@ -1,0 +1,222 @@
+"""The site's memory: what it has promised, said and refused. One SQLite file, durable before a call returns.
+
+    slot        write-once values: one context per round, one survivor set per round for ever (protocol 2.2, 2.4)
+    log         append-only and hash-chained: everything asked, answered, refused and approved
+    receipt     verified receipts, one chain per run
+    counter     the sequence number of the last envelope, and how far the mailbox was read
+
+A transaction is on the disk when the call returns (synchronous=FULL), so a site killed at any moment signs nothing
+twice. Triggers refuse to alter or delete slots and log entries.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cloister.vector.bundle import canonical, digest
+from cloister.vector.errors import (
+    EnvironmentFailure,
+    PeerError,
+    RoundReplayed,
+    StaleReceipt,
+    StorageFull,
+    SurvivorSetConflict,
+)
+
+VERSION = 1
+ZERO = bytes(32)
+SEQUENCE_BLOCK = 256  # numbers reserved by one write; a restart skips what is left of the block
+SCHEMA = """
+CREATE TABLE slot (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE log (number INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL);
+CREATE TABLE receipt (
+    run BLOB NOT NULL, round INTEGER NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL, PRIMARY KEY (run, round)
+) WITHOUT ROWID;
+CREATE TRIGGER slot_once BEFORE UPDATE ON slot BEGIN SELECT RAISE(ABORT, 'a slot is written once'); END;
+CREATE TRIGGER slot_kept BEFORE DELETE ON slot BEGIN SELECT RAISE(ABORT, 'a slot is kept'); END;
+CREATE TRIGGER log_once BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
+CREATE TRIGGER log_kept BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the log. Attributes: at: ISO 8601, UTC. kind: what happened. facts: JSON, no data values."""
+
+    number: int
+    at: str
+    kind: str
+    facts: dict[str, Any]
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Journal:
+    """Args: path: of the SQLite file, made if absent. now: the clock, ISO 8601.
+
+    Raises: StorageFull: by any call that writes, when the disk is full. EnvironmentFailure: an unreadable file.
+    """
+
+    def __init__(self, path: Path, now: Callable[[], str] = _utc_now) -> None:
+        self._path, self._now = path, now
+        self._lock = threading.Lock()  # masking runs in a thread beside the event loop
+        self._next_sequence = self._reserved = 0
+        with self._translated():
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            path.chmod(0o600)
+        with self._transaction():
+            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                for statement in SCHEMA.strip().split(";\n"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- write-once slots: the port `seal.Journal` ---
+
+    def once(self, slot: str, value: bytes) -> None:
+        """Writes `value` into `slot` for ever; on the disk before it returns. The same value again is a no-op.
+
+        Raises: SurvivorSetConflict, RoundReplayed: the slot holds another value.
+        """
+        with self._transaction():
+            self._db.execute("INSERT INTO slot VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (slot, value))
+            held = self._db.execute("SELECT value FROM slot WHERE name = ?", (slot,)).fetchone()[0]
+        if held != value:
+            raise _conflict(slot)
+
+    def held(self, slot: str) -> bytes | None:
+        """What `slot` holds, if anything."""
+        row = self._read("SELECT value FROM slot WHERE name = ?", slot)
+        return None if row is None else bytes(row[0])
+
+    # --- the log ---
+
+    def log(self, kind: str, **facts: Any) -> None:
+        """Appends one entry. `facts` are JSON values and never a data value of a row."""
+        with self._transaction():
+            last = self._db.execute("SELECT number, hash FROM log ORDER BY number DESC LIMIT 1").fetchone()
+            number, previous = (last[0] + 1, last[1]) if last else (1, ZERO)
+            body = canonical({"number": number, "at": self._now(), "kind": kind, "facts": facts})
+            self._db.execute("INSERT INTO log VALUES (?, ?, ?)", (number, body, digest(previous + body)))
+
+    def entries(self, kind: str | None = None) -> Iterator[Entry]:
+        """The log, oldest first, each entry checked against the hash chain.
+
+        Raises: EnvironmentFailure: an entry was altered or removed outside the journal.
+        """
+        with self._lock, self._translated():
+            rows = self._db.execute("SELECT number, body, hash FROM log ORDER BY number").fetchall()
+        previous = ZERO
+        for expected, (number, body, chained) in enumerate(rows, start=1):
+            if number != expected or chained != digest(previous + body):
+                raise EnvironmentFailure(
+                    f"the log of {self._path} is broken at entry {expected}: it was altered.",
+                    mend="Compare it with a backup before this site runs again.",
+                )
+            previous = chained
+            fields = json.loads(body)
+            if kind is None or fields["kind"] == kind:
+                yield Entry(number, fields["at"], fields["kind"], fields["facts"])
+
+    # --- receipts ---
+
+    def add_receipt(self, run: bytes, round_number: int, name: bytes, body: bytes) -> None:
+        """Keeps one verified receipt. Raises: StaleReceipt: another one is held for that round."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO receipt VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (run, round_number, name, body)
+            )
+            held = self._db.execute(
+                "SELECT digest FROM receipt WHERE run = ? AND round = ?", (run, round_number)
+            ).fetchone()[0]
+        if held != name:
+            raise StaleReceipt(f"round {round_number} has two different receipts.")
+
+    def last_receipt(self, run: bytes) -> tuple[int, bytes]:
+        """Round and digest of the run's newest receipt; (-1, 32 zero bytes) before the first."""
+        row = self._read("SELECT round, digest FROM receipt WHERE run = ? ORDER BY round DESC LIMIT 1", run)
+        return (-1, ZERO) if row is None else (row[0], bytes(row[1]))
+
+    # --- counters ---
+
+    def next_sequence(self) -> int:
+        """A number larger than any this site ever used, over restarts too."""
+        if self._next_sequence >= self._reserved:
+            with self._transaction():
+                self._next_sequence = self._counter("sequence")
+                self._reserved = self._next_sequence + SEQUENCE_BLOCK
+                self._set_counter("sequence", self._reserved)
+        self._next_sequence += 1
+        return self._next_sequence
+
+    def counter(self, name: str) -> int:
+        """The counter's value, 0 before it was first raised."""
+        with self._lock, self._translated():
+            return self._counter(name)
+
+    def raise_counter(self, name: str, value: int) -> None:
+        """Sets a counter that only grows; a smaller value changes nothing."""
+        with self._transaction():
+            if value > self._counter(name):
+                self._set_counter(name, value)
+
+    def _counter(self, name: str) -> int:
+        row = self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else 0
+
+    def _set_counter(self, name: str, value: int) -> None:
+        self._db.execute(
+            "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
+        )
+
+    def _read(self, question: str, *values: Any) -> Any:
+        with self._lock, self._translated():
+            return self._db.execute(question, values).fetchone()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, self._translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as fault:
+            if getattr(fault, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise StorageFull(
+                    f"no room is left for {self._path}; nothing was sent that is not written down.",
+                    mend="Free some space and start the site again.",
+                ) from None
+            raise EnvironmentFailure(f"the journal {self._path} cannot be used: {fault}.") from None
+
+
+def _conflict(slot: str) -> PeerError:
+    """The typed refusal for a slot that holds another value: the last part of its name says what it guards."""
+    kind: type[PeerError] = SurvivorSetConflict if slot.endswith("survivors") else RoundReplayed
+    return kind(
+        f"{slot}: this site has already answered, and differently; it never answers twice.",
+        mend="Nothing was sent. The round goes on without this site.",
+    )

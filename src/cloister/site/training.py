@@ -1,0 +1,233 @@
+"""The agent's side of the training process: starts it, asks it, believes nothing it says, and ends it.
+
+Whatever the worker does (hangs, dies, writes noise, answers too long) ends as one typed error here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloister.site import framing, sandbox
+from cloister.site.framing import Kind, Limits
+from cloister.site.sandbox import WorkerLimits
+from cloister.vector import Answer, CloisterError, Query
+from cloister.vector.errors import (
+    DataError,
+    LocalError,
+    MalformedMessage,
+    PolicyRefused,
+    TaskError,
+    WorkerDied,
+    error_names,
+)
+
+LOG_BYTES = 1 << 16  # of a worker's output kept, the newest; it may print gigabytes
+MESSAGE_CHARACTERS = 400
+SECONDS_TO_DIE = 2.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker is for.
+
+    Attributes:
+      site: the site's id. table: its data file. home: the worker's private folder, made if absent.
+      job: the bundle; empty to read the table's schema only.
+      ships_code: then nothing the worker says after the contract's check is passed on in words.
+    """
+
+    site: str
+    table: Path
+    home: Path
+    limits: WorkerLimits
+    job: bytes = b""
+    ships_code: bool = False
+
+
+async def read_schema(task: Task) -> dict[str, str]:
+    """The table's columns and their types, read in a worker of its own.
+
+    Raises: DataError: no table there, or one that does not parse. WorkerDied, TaskError.
+    """
+    worker = await Worker.spawn(task)
+    try:
+        _, payload = await worker.exchange(None, {Kind.SCHEMA: framing.MAX_TEXT_BYTES})
+        schema = json.loads(payload)
+    finally:
+        await worker.close()
+    return {str(column): str(kind) for column, kind in schema.items()}
+
+
+class Worker:
+    """One training process. `start` it, `answer` queries one at a time, `close` it."""
+
+    def __init__(self, task: Task, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        self._task, self._process = task, process
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self._log = bytearray()
+        self._drain = asyncio.create_task(self._keep_log(process.stderr))
+        self._turn = asyncio.Lock()
+        self._believed = True  # no code of the job has run yet
+        self.walls: tuple[str, ...] = ()
+
+    @classmethod
+    async def spawn(cls, task: Task) -> Worker:
+        """Starts the process and hands it its set-up; `start` also waits until it is ready."""
+        if not task.table.is_file():
+            raise DataError(
+                "there is no file where site.toml says this dataset lies.",
+                mend="Correct the path under [data] in site.toml, or put the file there.",
+                site=task.site,
+            )
+        task.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-m", "cloister.site.worker"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=task.home,
+            env=sandbox.environment(str(task.home), task.limits.threads),
+            start_new_session=True,
+        )
+        worker = cls(task, process)
+        setup = {
+            "agent": os.getpid(),
+            "site": task.site,
+            "table": str(task.table.resolve()),
+            "limits": task.limits.as_json(),
+            "has_job": bool(task.job),
+        }
+        await worker._send(Kind.SETUP, json.dumps(setup).encode("utf-8"))
+        return worker
+
+    @classmethod
+    async def start(cls, task: Task) -> Worker:
+        """Returns: a worker that has read the table and is ready for queries.
+
+        Raises: DataError: the table does not fulfil the job's contract. TaskError, JobError, WorkerDied.
+        """
+        worker = await cls.spawn(task)
+        try:
+            await worker._send(Kind.JOB, task.job)
+            _, payload = await worker.exchange(None, {Kind.CHECKED: framing.MAX_TEXT_BYTES})
+            worker.walls = tuple(str(wall) for wall in json.loads(payload)["walls"])
+            worker._believed = not task.ships_code
+            await worker.exchange(None, {Kind.READY: 0})
+        except BaseException:
+            await worker.close()
+            raise
+        return worker
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def answer(self, query: Query, data: bytes) -> Answer:
+        """Args: data: the bytes of `query`. Returns: its answer, still unchecked but for its length and form.
+
+        Raises: TaskError: the training code raised, or wrote something else. WorkerDied: it ended or took too long.
+        """
+        async with self._turn:
+            _, payload = await self.exchange(data, {Kind.ANSWER: framing.answer_limit(query.layout)})
+        try:
+            return Answer.from_bytes(payload)
+        except MalformedMessage:
+            raise TaskError("the training process wrote an answer that does not parse.", site=self._site) from None
+
+    async def exchange(self, query: bytes | None, expected: Limits) -> tuple[Kind, bytes]:
+        """Sends a query if there is one and reads one frame, within the time allowed. A FAULT is raised."""
+        try:
+            async with asyncio.timeout(self._task.limits.seconds):
+                if query is not None:
+                    await framing.send(self._stdin, Kind.QUERY, query)
+                kind, payload = await framing.receive(self._stdout, {**expected, **framing.TEXT})
+        except TimeoutError:
+            await self.close()
+            raise WorkerDied(
+                f"the training process took longer than {self._task.limits.seconds:g} seconds and was stopped.",
+                mend="Ask for less work in a round, or raise worker.seconds in site.toml.",
+                site=self._site,
+            ) from None
+        except (EOFError, ConnectionError):
+            raise await self._died() from None
+        except MalformedMessage:
+            await self.close()
+            raise TaskError("the training process broke the framing of its pipe.", site=self._site) from None
+        except BaseException:
+            await self.close()  # half a frame may be on its way: nothing after it can be trusted
+            raise
+        if kind is Kind.FAULT:
+            raise self._fault(payload)
+        return kind, payload
+
+    async def close(self) -> None:
+        """Ends the process and whatever it started in its session. Safe to call twice."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._stdin.close()
+        await self._process.wait()
+        with contextlib.suppress(TimeoutError):  # a grandchild that left the session may still hold stderr
+            await asyncio.wait_for(self._drain, SECONDS_TO_DIE)
+
+    def log(self) -> str:
+        """The end of what the worker printed. For the steward's eyes: it may hold data values."""
+        return self._log.decode("utf-8", "replace")
+
+    @property
+    def _site(self) -> str:
+        return self._task.site
+
+    async def _send(self, kind: Kind, payload: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # a worker that is gone is noticed by the next read
+            await framing.send(self._stdin, kind, payload)
+
+    async def _keep_log(self, stderr: asyncio.StreamReader) -> None:
+        while part := await stderr.read(LOG_BYTES):
+            self._log += part
+            del self._log[:-LOG_BYTES]
+
+    async def _died(self) -> WorkerDied:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), SECONDS_TO_DIE)
+        code = self._process.returncode
+        await self.close()
+        how = "closed its pipe" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        return WorkerDied(
+            f"the training process {how} without an answer.",
+            mend="The site's worker.log may say why; memory and time are limited under [worker] in site.toml.",
+            site=self._site,
+        )
+
+    def _fault(self, payload: bytes) -> CloisterError:
+        """The worker's own words, as far as they can be believed to hold no data value."""
+        if not self._believed:
+            return TaskError(
+                "the job's code raised an error.",
+                mend="Its text stays at the site (worker.log); `cloister simulate` shows it on your own data.",
+                site=self._site,
+            )
+        try:
+            fields = json.loads(payload)
+            name, message, mend = str(fields["error"]), str(fields["message"]), str(fields.get("mend", ""))
+        except (ValueError, KeyError, TypeError):
+            return TaskError("the training process reported an error that does not parse.", site=self._site)
+        kind = error_names().get(name, TaskError)
+        if not issubclass(kind, LocalError | TaskError) or issubclass(kind, PolicyRefused):
+            kind = TaskError
+        return kind(_one_line(message), mend=_one_line(mend), site=self._site)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:MESSAGE_CHARACTERS]

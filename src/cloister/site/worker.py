@@ -1,0 +1,105 @@
+"""The training process: `python -m cloister.site.worker`, started by the agent, confined, talking over one pipe.
+
+The only module of this room that may import `cloister.learn` (and with it torch, pandas, and a job's own code). It
+is not trusted: whatever it writes is checked by the agent (`training.py`, `round.contribute`).
+
+    agent                                   worker
+    SETUP, JOB                       ->     enters its walls, reads the table
+                                     <-     CHECKED: the table fulfils the contract (none of the job's code ran yet)
+                                     <-     READY:   the trainer stands
+    QUERY                            ->     trains
+                                     <-     ANSWER, or FAULT and the next QUERY is awaited
+Without a job in SETUP it answers SCHEMA, the table's columns and their types, and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cloister.site import framing, sandbox
+from cloister.site.framing import Kind
+from cloister.vector import CloisterError, Query, canonical
+from cloister.vector.errors import TaskError
+
+
+def main() -> int:
+    incoming, outgoing = _private_pipe()
+    try:
+        setup = json.loads(framing.read(incoming, {Kind.SETUP: framing.MAX_TEXT_BYTES})[1])
+        sandbox.die_with(setup["agent"])
+        walls = sandbox.enter(sandbox.WorkerLimits(**setup["limits"]))
+        if setup["has_job"]:
+            bundle = framing.read(incoming, {Kind.JOB: framing.MAX_BODY_BYTES})[1]
+            _serve(incoming, outgoing, setup, bundle, walls)
+        else:
+            _tell_schema(outgoing, Path(setup["table"]))
+    except EOFError:
+        return 0  # the agent has no more questions
+    return 0
+
+
+def _private_pipe() -> tuple[BinaryIO, BinaryIO]:
+    """Takes the pipe off standard input and output, so that a `print` in a job goes to the log and not into it."""
+    incoming, outgoing = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")
+
+
+def _tell_schema(outgoing: BinaryIO, table: Path) -> None:
+    from cloister import learn
+
+    try:
+        schema = learn.schema(learn.read_table(table))
+    except BaseException as fault:
+        _tell_fault(outgoing, fault)
+    else:
+        framing.write(outgoing, Kind.SCHEMA, canonical(schema))
+
+
+def _serve(incoming: BinaryIO, outgoing: BinaryIO, setup: dict[str, Any], bundle: bytes, walls: list[str]) -> None:
+    from cloister import learn
+    from cloister.job import Job
+
+    site = setup["site"]
+    try:
+        job = Job.from_bytes(bundle)
+        table = learn.read_table(Path(setup["table"]))
+        learn.check(job.data, table, site, job.data.resolve({site: learn.schema(table)}))
+        framing.write(outgoing, Kind.CHECKED, canonical({"walls": walls}))
+        trainer = learn.Trainer(job, table, site)
+        framing.write(outgoing, Kind.READY)
+    except BaseException as fault:
+        return _tell_fault(outgoing, fault)
+    while True:
+        _, data = framing.read(incoming, {Kind.QUERY: framing.MAX_BODY_BYTES})
+        try:
+            answer = trainer.answer(Query.from_bytes(data)).to_bytes()
+        except BaseException as fault:  # a job may even raise SystemExit
+            _tell_fault(outgoing, fault)
+        else:
+            framing.write(outgoing, Kind.ANSWER, answer)
+
+
+def _tell_fault(outgoing: BinaryIO, fault: BaseException) -> None:
+    """The whole story goes to the site's own log; over the pipe goes only what holds no data value."""
+    traceback.print_exception(fault, file=sys.stderr)
+    sys.stderr.flush()
+    if not isinstance(fault, CloisterError):
+        # an exception's text may quote a cell ("could not convert 'Miller' to float"), its type cannot
+        fault = TaskError(
+            f"the training code raised {type(fault).__name__}.",
+            mend="The site's worker.log has the traceback; `cloister simulate` shows it on your own data.",
+        )
+    framing.write(outgoing, Kind.FAULT, canonical(fault.as_json()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
