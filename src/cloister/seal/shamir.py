@@ -1,12 +1,14 @@
 """Shamir's secret sharing over the integers mod p = 2**255 - 19 (Shamir 1979; protocol.md 2.2 messages 3 and 10).
 
 Any t shares give the secret, t - 1 give nothing. Survivors answer for many secrets at the same points, so the
-Lagrange coefficients are computed once (`weights`) and serve all of them.
+Lagrange coefficients are computed once (`weights`) and serve all of them. Where some shares may be wrong, `correct`
+finds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from operator import mul
 
 from cloister.seal.identity import Randomness
@@ -85,3 +87,90 @@ def combine(shares: Mapping[int, int], t: int) -> int:
         raise TooFewSurvivors(f"{len(shares)} shares of a secret that {t} open.")
     xs = sorted(shares)[:t]
     return interpolate(weights(xs), [shares[x] for x in xs])
+
+
+def correct(shares: Mapping[int, int], t: int) -> tuple[int, frozenset[int]]:
+    """The secret and the points whose shares are wrong: of m shares, up to (m - t) // 2 may be.
+
+    Gao 2003, "A new algorithm for decoding Reed-Solomon codes": interpolate all m points, then stop Euclid's
+    algorithm between that polynomial and prod (z - x_i) half-way; the quotient is the sharing polynomial. O(m**2).
+    Raises: TooFewSurvivors: fewer than t shares. BadShare: more are wrong than can be told apart.
+    """
+    if len(shares) < t:
+        raise TooFewSurvivors(f"{len(shares)} shares of a secret that {t} open.")
+    xs = sorted(shares)
+    locator, received = _vanishing(xs), _interpolation(xs, [shares[x] for x in xs])
+    older, newer, v_older, v_newer = locator, received, list[int](), [1]
+    while 2 * (len(newer) - 1) >= len(xs) + t:
+        quotient, remainder = _divide(older, newer)
+        older, newer = newer, remainder
+        v_older, v_newer = v_newer, _subtract(v_older, _product(quotient, v_newer))
+    polynomial, remainder = _divide(newer, v_newer)
+    if not remainder and len(polynomial) <= t:
+        wrong = frozenset(x for x in xs if _value(polynomial, x) != shares[x])
+        if 2 * len(wrong) <= len(xs) - t:
+            return _value(polynomial, 0), wrong
+    raise BadShare(f"too many of {len(xs)} shares are wrong to tell which")
+
+
+# Polynomials over the field: coefficients from the constant term up, the last never 0; [] is zero.
+
+
+def _trim(a: list[int]) -> list[int]:
+    while a and a[-1] == 0:
+        a.pop()
+    return a
+
+
+def _value(a: Sequence[int], x: int) -> int:
+    value = 0
+    for coefficient in reversed(a):
+        value = (value * x + coefficient) % P
+    return value
+
+
+def _subtract(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    return _trim([(x - y) % P for x, y in zip_longest(a, b, fillvalue=0)])
+
+
+def _product(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    found = [0] * (len(a) + len(b) - 1) if a and b else []
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            found[i + j] += x * y
+    return _trim([value % P for value in found])
+
+
+def _divide(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Quotient and remainder of a by b != 0."""
+    rest, inverse = list(a), pow(b[-1], -1, P)
+    quotient = [0] * max(len(a) - len(b) + 1, 0)
+    for at in reversed(range(len(quotient))):
+        factor = quotient[at] = rest[at + len(b) - 1] * inverse % P
+        for j, y in enumerate(b):
+            rest[at + j] = (rest[at + j] - factor * y) % P
+    return _trim(quotient), _trim(rest)
+
+
+def _vanishing(xs: Sequence[int]) -> list[int]:
+    """prod (z - x) over xs."""
+    found = [1]
+    for x in xs:
+        found = [(up - x * here) % P for up, here in zip([0, *found], [*found, 0], strict=True)]
+    return found
+
+
+def _interpolation(xs: Sequence[int], ys: Sequence[int]) -> list[int]:
+    """The polynomial of degree below len(xs) through the points: Newton's divided differences."""
+    differences, inverses = list(ys), dict[int, int]()  # the points are small numbers, so few distances occur
+    for order in range(1, len(xs)):
+        for i in reversed(range(order, len(xs))):
+            rise, run = differences[i] - differences[i - 1], xs[i] - xs[i - order]
+            if run not in inverses:
+                inverses[run] = pow(run, -1, P)
+            differences[i] = rise * inverses[run] % P
+    found: list[int] = []
+    for x, difference in zip(reversed(xs), reversed(differences), strict=True):
+        found = [(up - x * here) % P for up, here in zip([0, *found], [*found, 0], strict=True)]
+        found[0] = (found[0] + difference) % P
+    return _trim(found)
