@@ -25,6 +25,7 @@
         ├── UnexpectedMessage      out of phase, or for another recipient
         ├── DuplicateMessage       a second, different answer in the same phase
         ├── ContextMismatch        another federation, plan, round, model or receipt
+        ├── EnvelopeReplayed       an envelope whose number was used before
         ├── RoundReplayed          a round number that was used before
         ├── StaleReceipt           the receipt chain is broken or forked
         ├── PlanRefused            the plan contradicts itself or the site's limits
@@ -174,6 +175,10 @@ class DuplicateMessage(PeerError):
 
 
 class ContextMismatch(PeerError):
+    pass
+
+
+class EnvelopeReplayed(PeerError):
     pass
 
 

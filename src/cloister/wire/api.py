@@ -1,0 +1,212 @@
+"""The HTTP interface of a coordinator: paths, limits, bodies and problem documents (docs/protocol.md, "Transport").
+
+Everything but enrolment, rosters and parts is a POST of one signed envelope. An error is an RFC 9457 problem
+document whose `error` is the stable name of a class in `vector.errors`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cloister.seal.labels import lp
+from cloister.vector import CloisterError
+from cloister.vector.errors import (
+    AddressInUse,
+    BadSignature,
+    BadUpload,
+    EnvironmentFailure,
+    InvitationError,
+    MalformedMessage,
+    NotInRoster,
+    PeerError,
+    PolicyRefused,
+    StorageFull,
+    UsageError,
+    error_names,
+)
+
+ENROLL = "/v1/enroll"
+ROSTERS = "/v1/rosters"  # + /{version} or /latest
+POLL = "/v1/poll"
+MESSAGES = "/v1/messages"
+PARTS = "/v1/parts"  # + /{sha256}
+FETCH = "/v1/fetch"
+JOBS = "/v1/jobs"
+RUNS = "/v1/runs"
+EVENTS = "/v1/events"
+RESULTS = "/v1/results"
+STOP = "/v1/stop"
+
+PART_BYTES = 4 << 20  # one part of an upload; S3 takes 5 MiB to 5 GiB, protocol.md section 9 asks for 4 to 8 MiB
+MAX_MESSAGE_BYTES = 8 << 20  # one envelope; nginx's default body is 1 MiB, our largest (128 sites) about 0.1 MiB
+MAX_BUNDLE_BYTES = 512 << 20  # a job with its initial tensors; GitHub takes 2 GiB for a release's file
+HOLD_SECONDS = 25.0  # a long poll; proxies cut idle requests at 30 s (HAProxy's examples) to 60 s (nginx, AWS ELB)
+GRACE_SECONDS = 3.0  # how long after its last sign of life a site still counts as there
+RUN_HEX = r"^[0-9a-f]{32}$"
+
+# what sites send to MESSAGES, and what the coordinator puts into their mailboxes
+SITE_TYPES = ("catalogue", "keys", "shares", "masked", "consistent", "unmask", "refuse")
+MAILBOX_TYPES = ("job", "open", "keylist", "ciphertexts", "survivors", "consistency", "receipt", "void", "done")
+
+
+class Body(BaseModel):
+    """A JSON body: unknown fields are refused, so that a typo never passes as a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Any:
+        """Raises: MalformedMessage: not a JSON body of this kind."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as fault:
+            where = [".".join(map(str, error["loc"])) or "body" for error in fault.errors(include_input=False)]
+            raise MalformedMessage(f"a {cls.__name__} body is wrong at {', '.join(where[:5])}") from None
+
+
+class Enroll(Body):
+    """To ENROLL. token, key, proof: hex. proof: signature of the new key over `enrol_proof_body`."""
+
+    token: str = Field(pattern=r"^[0-9a-f]{32}$")
+    id: str = Field(max_length=63)
+    role: str = Field(pattern=r"^(site|analyst)$")
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    proof: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+class Poll(Body):
+    """Envelope "poll": the messages numbered above `after`, waiting for them up to `hold` seconds."""
+
+    after: int = Field(ge=0)
+    hold: float = Field(ge=0, le=60)
+
+
+class Catalogue(Body):
+    """Envelope "catalogue": what a site offers: {dataset: {column: "number" | "category"}}. Names, never values."""
+
+    datasets: dict[str, dict[str, str]]
+
+
+class Missing(Body):
+    """Answer to "masked": SHA-256 (hex) of the parts still to be put; none means that the upload is accepted."""
+
+    missing: list[str] = []
+
+
+class Refusal(Body):
+    """Envelope "refuse": this site does not answer this round (or, with scope "run", none of this run)."""
+
+    error: str = Field(max_length=64)
+    message: str = Field(max_length=2000)
+    mend: str = Field(default="", max_length=2000)
+    site: str = Field(default="", max_length=63)
+    rule: str = Field(default="", max_length=200)
+    scope: Literal["round", "run"] = "round"
+
+
+class JobNotice(Body):
+    """Mailbox "job": a run that this site may take part in. job: digest (hex) of the bundle, through FETCH.
+    roster: the version that the run is bound to. name: of the job, for people."""
+
+    run: str = Field(pattern=RUN_HEX)
+    job: str = Field(pattern=r"^[0-9a-f]{64}$")
+    roster: int = Field(ge=1)
+    analyst: str
+    name: str = ""
+
+
+class Void(Body):
+    """Mailbox "void": the round ended without a sum."""
+
+    reason: str
+
+
+class Done(Body):
+    """Mailbox "done": the run is over: "done", "failed" or "stopped"."""
+
+    status: str
+
+
+class RunRef(Body):
+    """Envelopes "status" (run may be ""), "result", "stop"."""
+
+    run: str = Field(default="", pattern=r"^([0-9a-f]{32})?$")
+
+
+class Watch(Body):
+    """Envelope "watch": the events of a run numbered above `after`, waiting for them up to `hold` seconds."""
+
+    run: str = Field(pattern=RUN_HEX)
+    after: int = Field(ge=0)
+    hold: float = Field(ge=0, le=60)
+
+
+class Problem(BaseModel):
+    """RFC 9457, with the error's own fields beside the standard ones."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    error: str
+    mend: str = ""
+    site: str = ""
+    rule: str = ""
+
+
+def enrol_proof_body(token: bytes, federation: str, id: str, role: str, key: bytes) -> bytes:
+    """What a new member signs (label "enroll") to show that it holds the key that it enrols."""
+    return lp(token) + lp(federation.encode()) + lp(id.encode()) + lp(role.encode()) + lp(key)
+
+
+STATUSES: dict[type[CloisterError], int] = {
+    MalformedMessage: 400,
+    UsageError: 400,
+    BadSignature: 401,
+    NotInRoster: 403,
+    InvitationError: 403,
+    PolicyRefused: 403,
+    BadUpload: 422,
+    StorageFull: 507,
+    AddressInUse: 500,
+    EnvironmentFailure: 503,
+    PeerError: 409,
+    CloisterError: 400,
+}
+
+
+def problem_of(error: CloisterError) -> Problem:
+    """The document that a client gets for an error."""
+    kind = next(kind for kind in type(error).__mro__ if kind in STATUSES)
+    return Problem(
+        type=f"https://cloister.invalid/errors/{error.name}",
+        title=error.name,
+        status=STATUSES[kind],
+        detail=error.message,
+        error=error.name,
+        mend=error.mend,
+        site=error.site,
+        rule=getattr(error, "rule", ""),
+    )
+
+
+def error_of(data: bytes, status: int) -> CloisterError:
+    """The error behind a problem document; an unknown or unreadable one becomes a plain CloisterError."""
+    try:
+        problem = Problem.model_validate_json(data)
+    except ValidationError:
+        return CloisterError(f"the coordinator answered with HTTP status {status} and no problem document.")
+    return revive(problem.error, problem.detail, problem.mend, problem.site, problem.rule)
+
+
+def revive(error: str, message: str, mend: str = "", site: str = "", rule: str = "") -> CloisterError:
+    """An error of the tree from its stable name and fields, as they came over the wire."""
+    kind = error_names().get(error, CloisterError)
+    if kind is PolicyRefused:
+        return PolicyRefused(message, rule=rule, mend=mend, site=site)
+    return kind(message, mend=mend, site=site)
