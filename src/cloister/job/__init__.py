@@ -1,0 +1,23 @@
+"""Room `job`: a job and its declarative specifications, manifest, bundle and digest. Computes nothing."""
+
+from cloister.job import nets
+from cloister.job.data import Table
+from cloister.job.job import Evaluate, Job
+from cloister.job.load import load_job
+from cloister.job.prepare import Impute, OneHot, Standardize
+from cloister.job.task import SGD, Adam, Sklearn, Torch
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Evaluate",
+    "Impute",
+    "Job",
+    "OneHot",
+    "Sklearn",
+    "Standardize",
+    "Table",
+    "Torch",
+    "load_job",
+    "nets",
+]

@@ -1,0 +1,166 @@
+"""The job: what to compute, on which data contract, by which algorithm. Immutable, named by its digest."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from cloister.algorithms import Algorithm
+from cloister.job import manifest
+from cloister.job.data import Kind, Table
+from cloister.job.prepare import Impute, OneHot, Standardize
+from cloister.job.spec import Count, Name, as_tuple, spec, unwritten
+from cloister.job.task import Sklearn, Torch
+from cloister.vector.bundle import digest
+from cloister.vector.errors import DataError, JobError
+
+
+@spec
+class Evaluate:
+    """When and how the model is measured, by sealed sums over the sites' test rows.
+
+    Attributes:
+      every: rounds between two evaluations; the final model is always evaluated.
+      holdout: fraction of a site's rows that is its test set, where the contract names no split column.
+    """
+
+    every: Count = 1
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+@spec
+class Job:
+    """A piece of work for a federation.
+
+    Attributes:
+      data: the contract: `Table(...)`.
+      task: what a site computes: `Torch(...)` or `Sklearn(...)`.
+      algorithm: how the sums become a model: `FedAvg(...)`.
+      prepare: preparation of the table, in the order Impute, OneHot, Standardize.
+      evaluate: how it is measured.
+      seed: of the initial model, the shuffling and the split into train and test.
+      name: for people; the data's name if not given.
+      bits: of one coordinate of the sealed sum.
+      source: text of the job file, if the task names code in it.
+    """
+
+    data: Table
+    task: Torch | Sklearn
+    algorithm: Algorithm
+    prepare: Annotated[tuple[Impute | OneHot | Standardize, ...], BeforeValidator(as_tuple)] = ()
+    evaluate: Evaluate = Evaluate()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    name: Name | None = None
+    bits: Literal[16, 20, 24, 32, 64] = 32
+    source: str | None = unwritten(default=None)
+
+    def __post_init__(self) -> None:
+        self._check_prepare()
+        self._check_classes()
+        if self.source is None and self.ships_code:
+            object.__setattr__(self, "source", _source_of(self.task.codes))
+
+    def _check_prepare(self) -> None:
+        order = [Impute, OneHot, Standardize]
+        places = [order.index(type(step)) for step in self.prepare]
+        if places != sorted(set(places)):
+            raise JobError("Job: prepare lists each of Impute, OneHot, Standardize at most once, in this order.")
+
+    def _check_classes(self) -> None:
+        declared = self.data.classes
+        if isinstance(self.task, Torch):
+            if self.task.loss == "cross_entropy" and declared is None:
+                raise JobError("the loss cross_entropy needs the labels.", mend="Say Table(..., classes=[...]).")
+            if self.task.loss == "bce" and declared is not None and len(declared) != 2:
+                raise JobError(f"the loss bce knows two classes, not {len(declared)}.", mend="Use cross_entropy.")
+        if declared is not None and self.kind == "regression":
+            raise JobError("the task predicts a number, but the contract names classes.", mend="Leave classes out.")
+
+    @property
+    def kind(self) -> str:
+        """What is predicted: "binary", "multiclass" or "regression"."""
+        return self.task.kind(len(self.data.classes or ()))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels in order, as text; ("0", "1") where two classes need no names; () for a regression."""
+        return () if self.kind == "regression" else self.data.classes or ("0", "1")
+
+    @property
+    def outputs(self) -> int:
+        """Width of the model's output."""
+        return self.task.outputs(len(self.classes))
+
+    def step(self, kind: type[Any]) -> Any:
+        """The preparation step of this class, or None."""
+        return next((step for step in self.prepare if type(step) is kind), None)
+
+    def columns(self, schemas: Mapping[str, Mapping[str, str]]) -> dict[str, Kind]:
+        """`data.resolve`, with the columns that OneHot makes categories.
+
+        Raises: DataError: also for a category column that nothing turns into numbers.
+        """
+        columns, onehot = self.data.resolve(schemas), self.step(OneHot)
+        for name in onehot.columns if onehot else ():
+            if name not in columns:
+                raise DataError(f"OneHot names {name!r}, which is no feature.")
+            columns[name] = "category"
+        texts = [name for name, kind in columns.items() if kind == "category"]
+        if texts and not onehot:
+            raise DataError(
+                f"column {texts[0]!r} holds categories.", mend="Add cl.OneHot() to prepare, or ignore the column."
+            )
+        return columns
+
+    def categories(self, columns: Mapping[str, str]) -> dict[str, int | None]:
+        """The columns that become one-hot, with the number of their declared categories (None: undeclared)."""
+        declared = {name: self.data.categories(name) for name, kind in columns.items() if kind == "category"}
+        return {name: None if known is None else len(known) for name, known in declared.items()}
+
+    @property
+    def ships_code(self) -> bool:
+        """Whether sites would run code of the job file. A declarative job ships none."""
+        return bool(self.task.codes)
+
+    def manifest(self) -> dict[str, Any]:
+        """What job.json holds: everything that the digest names, as JSON."""
+        return manifest.describe(self)
+
+    def to_bytes(self) -> bytes:
+        """The bundle: manifest, source, initial tensors; the same bytes on every machine.
+
+        Raises: JobError: the job names code whose file is not known.
+        """
+        if self.ships_code and self.source is None:
+            raise JobError(
+                f"the source of {self.task.codes[0].name!r} is in no file, so no site could run it.",
+                mend="Write the job into a file of its own.",
+            )
+        return self._bundle
+
+    @cached_property
+    def _bundle(self) -> bytes:
+        return manifest.write(self)
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that name this job: SHA-256 of the bundle."""
+        return digest(self._bundle)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Job:
+        """Raises: MalformedMessage: no bundle. JobError: not the canonical bundle of a job."""
+        return manifest.read(data, cls)
+
+
+def _source_of(codes: tuple[Any, ...]) -> str | None:
+    """The text of the file in which the code was defined; None in a notebook or an interactive session."""
+    module = inspect.getmodule(codes[0].function) if codes[0].function else None
+    try:
+        return inspect.getsource(module).replace("\r\n", "\n") if module else None
+    except (OSError, TypeError):
+        return None
