@@ -11,12 +11,13 @@ from pydantic import BeforeValidator, Field
 
 from cloister.algorithms import Algorithm
 from cloister.job import manifest
-from cloister.job.data import Kind, Table
+from cloister.job.data import Table
+from cloister.job.nets import Code, Shapes
 from cloister.job.prepare import Impute, OneHot, Standardize
 from cloister.job.spec import Count, Name, as_tuple, spec, unwritten
 from cloister.job.task import Sklearn, Torch
-from cloister.vector.bundle import digest
-from cloister.vector.errors import DataError, JobError
+from cloister.vector.bundle import Array, digest
+from cloister.vector.errors import JobError
 
 
 @spec
@@ -41,7 +42,7 @@ class Job:
       task: what a site computes: `Torch(...)` or `Sklearn(...)`.
       algorithm: how the sums become a model: `FedAvg(...)`.
       prepare: preparation of the table, in the order Impute, OneHot, Standardize.
-      evaluate: how it is measured.
+      evaluate: how it is measured; None does not, and holds out no test rows.
       seed: of the initial model, the shuffling and the split into train and test.
       name: for people; the data's name if not given.
       bits: of one coordinate of the sealed sum.
@@ -52,7 +53,7 @@ class Job:
     task: Torch | Sklearn
     algorithm: Algorithm
     prepare: Annotated[tuple[Impute | OneHot | Standardize, ...], BeforeValidator(as_tuple)] = ()
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluate | None = Evaluate()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     name: Name | None = None
     bits: Literal[16, 20, 24, 32, 64] = 32
@@ -86,40 +87,31 @@ class Job:
         return self.task.kind(len(self.data.classes or ()))
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """The labels in order, as text; ("0", "1") where two classes need no names; () for a regression."""
+    def labels(self) -> tuple[str, ...]:
+        """The target's labels in order, as text; ("0", "1") if two need no names; () for a regression."""
         return () if self.kind == "regression" else self.data.classes or ("0", "1")
 
     @property
-    def outputs(self) -> int:
-        """Width of the model's output."""
-        return self.task.outputs(len(self.classes))
+    def classes(self) -> int:
+        """How many labels there are; 0 for a regression."""
+        return len(self.labels)
 
-    def step(self, kind: type[Any]) -> Any:
-        """The preparation step of this class, or None."""
-        return next((step for step in self.prepare if type(step) is kind), None)
+    def encoded(self, columns: Mapping[str, str]) -> list[str]:
+        """The feature columns that become one-hot: categories, and what OneHot names. Args: columns: name -> kind."""
+        named = {name for step in self.prepare if isinstance(step, OneHot) for name in step.columns}
+        return [name for name, kind in columns.items() if kind == "category" or name in named]
 
-    def columns(self, schemas: Mapping[str, Mapping[str, str]]) -> dict[str, Kind]:
-        """`data.resolve`, with the columns that OneHot makes categories.
+    @property
+    def initial(self) -> Mapping[str, Array] | None:
+        """Initial tensors of a model of one's own; None while unknown and for declarative models."""
+        return self.task.model.initial if isinstance(self.task, Torch) and isinstance(self.task.model, Code) else None
 
-        Raises: DataError: also for a category column that nothing turns into numbers.
+    def initial_model(self, inputs: int) -> tuple[Shapes, dict[str, Array]]:
+        """Shapes in the order of the flat model, and the float32 tensors that all sites start from.
+
+        Args: inputs: columns of the prepared table.
         """
-        columns, onehot = self.data.resolve(schemas), self.step(OneHot)
-        for name in onehot.columns if onehot else ():
-            if name not in columns:
-                raise DataError(f"OneHot names {name!r}, which is no feature.")
-            columns[name] = "category"
-        texts = [name for name, kind in columns.items() if kind == "category"]
-        if texts and not onehot:
-            raise DataError(
-                f"column {texts[0]!r} holds categories.", mend="Add cl.OneHot() to prepare, or ignore the column."
-            )
-        return columns
-
-    def categories(self, columns: Mapping[str, str]) -> dict[str, int | None]:
-        """The columns that become one-hot, with the number of their declared categories (None: undeclared)."""
-        declared = {name: self.data.categories(name) for name, kind in columns.items() if kind == "category"}
-        return {name: None if known is None else len(known) for name, known in declared.items()}
+        return self.task.parameters(inputs, self.task.outputs(self.classes), self.seed)
 
     @property
     def ships_code(self) -> bool:

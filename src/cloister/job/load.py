@@ -34,14 +34,19 @@ def load_job(path: str | Path) -> Job:
         raise JobError(f"the job file {path} cannot be read: {fault.strerror}.", mend="Check the path.") from None
     except UnicodeDecodeError:
         raise JobError(f"the job file {path} is no UTF-8 text.") from None
-    job = getattr(run_source(source, path.name), "job", None)
+    try:
+        job = getattr(run_source(source, path.name), "job", None)
+    except JobError as fault:
+        if fault.__cause__ is not None:  # the author may read what their own code says
+            fault.message = f"{fault.message}: {fault.__cause__}"
+        raise
     if not isinstance(job, Job):
         raise JobError(f"{path.name} has no `job`.", mend="End it with `job = cl.Job(...)`.")
     return dataclasses.replace(job, source=source if job.ships_code else None)
 
 
 def run_source(source: str, name: str = FILE) -> ModuleType:
-    """Runs a job file's source as module `cloister_job`. Raises JobError: it raises; names exception and line."""
+    """Runs a job file's source as module `cloister_job`. Raises JobError: it raises; names only the exception's type and the line."""
     if len(source) > MAX_SOURCE_BYTES:
         raise JobError(f"{name} is over {MAX_SOURCE_BYTES} bytes: no job file.")
     module = ModuleType(MODULE)
@@ -55,7 +60,7 @@ def run_source(source: str, name: str = FILE) -> ModuleType:
     except SyntaxError as fault:
         raise JobError(f"{name}, line {fault.lineno}: {fault.msg}.") from None
     except (Exception, SystemExit) as fault:
-        raise JobError(f"{name}{line_of(fault)}: {type(fault).__name__}: {fault}") from None
+        raise JobError(f"{name}{line_of(fault)} raises {type(fault).__name__}") from fault
     return module
 
 

@@ -72,7 +72,8 @@ def _job_error(name: str, fault: ValidationError) -> JobError:
     where = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())
     if first["type"] in {"unexpected_keyword_argument", "unexpected_positional_argument"}:
         return JobError(f"{name} has no setting {where or 'at that position'}.", mend=f"See help(cloister.{name}).")
-    return JobError(f"{name}: {where}: {first['msg']}." if where else f"{name}: {first['msg']}.")
+    message = first["msg"].removeprefix("Value error, ")
+    return JobError(f"{name}: {where}: {message}." if where else f"{name}: {message}.")
 
 
 def is_spec(value: Any) -> bool:

@@ -62,7 +62,10 @@ class Torch:
         return tuple(part for part in (self.model, self.loss) if isinstance(part, Code))
 
     def kind(self, classes: int) -> str:
-        """What is predicted: "binary", "multiclass" or "regression". Args: classes: declared labels, 0 if none are."""
+        """What is predicted: "binary", "multiclass" or "regression".
+
+        Args: classes: how many labels the contract declares, 0 if none.
+        """
         if isinstance(self.loss, str):
             if self.loss == "mse":
                 return "regression"
