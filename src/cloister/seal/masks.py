@@ -49,7 +49,7 @@ def apply_masks(words: Words, seeds: Sequence[Seed], start: int = 0, threads: in
       seeds: the keys and signs.
       threads: how many cores share the work (AES and numpy release the interpreter's lock).
     """
-    if threads == 1 or len(words) < 2 * CHUNK:
+    if threads == 1 or words.nbytes < threads * CHUNK:
         return _apply(words, seeds, start)
     share = -(-len(words) // threads)
     with ThreadPoolExecutor(threads) as pool:
