@@ -91,9 +91,9 @@ class Table:
                 raise JobError(f"Table: {wrong} are features and also target, split or ignored.")
 
     def resolve(self, schemas: Mapping[str, Mapping[str, str]]) -> dict[str, Kind]:
-        """The features that every site has, sorted by name, with their types.
+        """The features that every site has, sorted by name, with their types; without a value anywhere, a number.
 
-        Args: schemas: site -> column -> "number", "category" or "empty" (no value in it at that site).
+        Args: schemas: site -> column -> "number", "category" or "empty" (it has no value at that site).
         Raises: DataError: names the site and the column that does not fit, and the mend.
         """
         if not schemas:
@@ -137,8 +137,6 @@ class Table:
                 mend=f"Look for cells that are no numbers, or declare columns={{{name!r}: 'category'}}.",
                 site=texts[0],
             )
-        if not kinds and declared is None:
-            raise DataError(f"column {name!r} has no value at any site.", mend="Add it to the contract's `ignore`.")
         return "category" if texts else "number"
 
     def categories(self, name: str) -> tuple[str, ...] | None:

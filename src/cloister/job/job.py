@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -18,6 +18,8 @@ from cloister.job.spec import Count, Name, as_tuple, spec, unwritten
 from cloister.job.task import Sklearn, Torch
 from cloister.vector.bundle import Array, digest
 from cloister.vector.errors import JobError
+
+Step = TypeVar("Step", Impute, OneHot, Standardize)
 
 
 @spec
@@ -96,6 +98,15 @@ class Job:
         """How many labels there are; 0 for a regression."""
         return len(self.labels)
 
+    @property
+    def outputs(self) -> int:
+        """Width of the model's output."""
+        return self.task.outputs(self.classes)
+
+    def step(self, kind: type[Step]) -> Step | None:
+        """The preparation step of this class, if the job has it."""
+        return next((step for step in self.prepare if isinstance(step, kind)), None)
+
     def encoded(self, columns: Mapping[str, str]) -> list[str]:
         """The feature columns that become one-hot: categories, and what OneHot names. Args: columns: name -> kind."""
         named = {name for step in self.prepare if isinstance(step, OneHot) for name in step.columns}
@@ -111,7 +122,7 @@ class Job:
 
         Args: inputs: columns of the prepared table.
         """
-        return self.task.parameters(inputs, self.task.outputs(self.classes), self.seed)
+        return self.task.parameters(inputs, self.outputs, self.seed)
 
     @property
     def ships_code(self) -> bool:

@@ -131,10 +131,9 @@ def _as_estimator(value: Any) -> Any:
     make: Callable[[], Any] = type(value)
     defaults = make().get_params(deep=False)
     given = value.get_params(deep=False)
-    params = {key: entry for key, entry in given.items() if entry != defaults[key] and key not in IMMATERIAL}
-    return Estimator(
-        name, {key: getattr(entry, "item", lambda entry=entry: entry)() for key, entry in params.items()}
-    )
+    plain = {key: entry.item() if isinstance(entry, np.generic) else entry for key, entry in given.items()}
+    params = {key: entry for key, entry in plain.items() if entry != defaults[key] and key not in IMMATERIAL}
+    return Estimator(name, params)
 
 
 @spec

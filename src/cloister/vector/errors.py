@@ -90,7 +90,11 @@ class JobError(LocalError):
 
 
 class DataError(LocalError):
-    pass
+    """`local_detail` (a line of the file, say) is for the steward's own log; it is in no message that leaves."""
+
+    def __init__(self, message: str, *, mend: str = "", site: str = "", local_detail: str = "") -> None:
+        super().__init__(message, mend=mend, site=site)
+        self.local_detail = local_detail
 
 
 class LayoutError(LocalError):

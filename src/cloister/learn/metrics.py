@@ -1,0 +1,55 @@
+"""One site's part of a federated evaluation: sums over its test rows, which only add up with other sites'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cloister.algorithms.evaluation import ROW_LOSS_LIMIT, SCORE_BINS
+from cloister.learn.tables import Floats
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of some rows.
+
+    Attributes:
+      scores: float64[rows] probability of the second class (binary) or value (regression), [rows, K] probabilities.
+      losses: float64[rows], each row's loss.
+    """
+
+    scores: Floats
+    losses: Floats
+
+
+def blocks(kind: str, said: Predictions, y: npt.NDArray[Any]) -> dict[str, Floats]:
+    """The evaluation blocks of `algorithms.evaluation.blocks(kind)`, over these rows (which may be none)."""
+    rows = len(y)
+    sums: dict[str, Any] = {
+        "rows": rows,
+        "sites": float(rows > 0),
+        "loss": np.minimum(said.losses, ROW_LOSS_LIMIT).sum(),
+    }
+    if kind == "regression":
+        error = said.scores - y
+        sums |= {"squared": np.square(error).sum(), "absolute": np.abs(error).sum()}
+    else:
+        right = (said.scores >= 0.5) == (y == 1) if kind == "binary" else said.scores.argmax(axis=1) == y
+        sums |= {"correct": right.sum(), "site_accuracy": right.mean() if rows else 0.0}
+    if kind == "binary":
+        bins = np.minimum((said.scores * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
+        sums["positives"] = np.bincount(bins[y == 1], minlength=SCORE_BINS)
+        sums["negatives"] = np.bincount(bins[y != 1], minlength=SCORE_BINS)
+    return {f"test/{name}": np.asarray(value, np.float64) for name, value in sums.items()}
+
+
+def log_loss(probabilities: Floats, y: npt.NDArray[Any]) -> Floats:
+    """Each row's -log of its own class's probability. Args: probabilities: [rows] of class 1, or [rows, K]."""
+    if probabilities.ndim == 1:
+        own = np.where(y == 1, probabilities, 1.0 - probabilities)
+    else:
+        own = probabilities[np.arange(len(y)), y.astype(np.int64)]
+    return -np.log(np.maximum(own, np.finfo(np.float64).tiny))
