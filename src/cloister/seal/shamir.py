@@ -94,7 +94,8 @@ def correct(shares: Mapping[int, int], t: int) -> tuple[int, frozenset[int]]:
 
     Gao 2003, "A new algorithm for decoding Reed-Solomon codes": interpolate all m points, then stop Euclid's
     algorithm between that polynomial and prod (z - x_i) half-way; the quotient is the sharing polynomial. O(m**2).
-    Raises: TooFewSurvivors: fewer than t shares. BadShare: more are wrong than can be told apart.
+    Where more are wrong they may agree on another polynomial: check the secret against its commitment.
+    Raises: TooFewSurvivors: fewer than t shares. BadShare: too many are wrong to tell which.
     """
     if len(shares) < t:
         raise TooFewSurvivors(f"{len(shares)} shares of a secret that {t} open.")
