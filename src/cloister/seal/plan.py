@@ -64,6 +64,9 @@ class Plan:
             raise PlanRefused("the plan's federation or algorithm is no name")
         if (len(self.run), len(self.job), len(self.query)) != (16, 32, 32):
             raise PlanRefused("the plan's run, job or query digest has another length")
+        integers = (self.round, self.attempt, self.bits, self.max_rows, self.threshold, self.min_survivors)
+        if any(type(value) is not int for value in integers):
+            raise PlanRefused("a number of the plan is no integer")
         if not 0 <= self.round < 1 << 64 or not 0 <= self.attempt < 1 << 32 or not 1 <= self.max_rows < 1 << 53:
             raise PlanRefused("the plan's round, attempt or max_rows is out of range")
         if not all(ID.fullmatch(site) for site in self.sites) or list(self.sites) != sorted(set(self.sites)):

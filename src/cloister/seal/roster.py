@@ -72,6 +72,8 @@ class Roster:
         keys = [member.key for member in members] + list(self.roots)
         if not ID.fullmatch(self.federation):
             raise RosterRefused(f"{self.federation!r} is no federation name")
+        if type(self.version) is not int or type(self.quorum) is not int:
+            raise RosterRefused("a roster's version or quorum is no integer")
         if not 1 <= self.version < 1 << 32 or len(self.previous) != 32:
             raise RosterRefused(f"roster version {self.version} or its previous digest is out of range")
         if (self.version == 1) != (self.previous == ZERO32):
@@ -156,7 +158,7 @@ def sign_roster(roster: Roster, roots: Sequence[Identity]) -> bytes:
 
 
 def _signers(body: bytes, entries: list[bytes]) -> set[bytes]:
-    """The root keys whose signature on `body` verifies. Raises: MalformedMessage, BadSignature: an entry that lies."""
+    """The root keys that signed `body`. Raises: MalformedMessage, BadSignature: an entry that is no signature."""
     if len(entries) > 2 * MAX_ROOTS or any(len(entry) != KEY_BYTES + SIGNATURE_BYTES for entry in entries):
         raise MalformedMessage("a signed roster has entries that are no signatures")
     for entry in entries:
