@@ -73,7 +73,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def lines(rounds: Sequence[int], series: Sequence[Series], references: Sequence[Reference] = ()) -> Markup:
     """Learning curves over `rounds`, with dashed levels. Returns an empty string where there is no finite value."""
-    present = [value for line in series for value in line.values if _finite(value)]
+    present = [value for line in series for value in line.values if value is not None and math.isfinite(value)]
     levels = [reference.value for reference in references if _finite(reference.value)]
     if not present:
         return Markup("")

@@ -23,7 +23,7 @@ def learning_curves(result: Result, metrics: tuple[str, ...] = ()) -> Figure:
     Raises: UsageError: no such column.
     """
     history = result.history
-    measured = [name for name in history if name not in ("round", "sites")]
+    measured = [str(name) for name in history if name not in ("round", "sites")]
     for name in metrics:
         if name not in measured:
             raise UsageError(f"the history has no {name!r}.", mend=f"It has: {', '.join(measured)}.")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cloister.job import Job, Torch
 from cloister.job.nets import Code
 from cloister.learn.metrics import Predictions
-from cloister.learn.prepare import Columns, Inputs, Rows, design
+from cloister.learn.prepare import Bools, Columns, Inputs, Rows, design
 from cloister.learn.tables import Frame, check
 from cloister.vector import State
 from cloister.vector.bundle import Array
@@ -56,15 +56,16 @@ def build_model(job: Job, state: State) -> Any:
     return _of_state(job, state).export(state.tensors["model"])
 
 
-def predict(job: Job, state: State, frame: Frame) -> Array:
+def predict(job: Job, state: State, frame: Frame, fit_rows: Bools | None = None) -> Array:
     """What the trained model says of a table that fulfils the job's contract.
 
+    Args: fit_rows: the rows that Standardize(by="site") takes its statistics from; None: all.
     Returns: float64[rows]: probability of the second label, or value; [rows, K] for more than two labels.
     Raises: DataError: the table does not fulfil the contract.
     """
     kinds = state.facts["columns"]
     check(job.data, frame.assign(**dict.fromkeys(_unneeded(job, frame), "")), "", kinds)
-    x = design(job, Columns.of(job, kinds), state.tensors, frame, None, "")
+    x = design(job, Columns.of(job, kinds), state.tensors, frame, fit_rows, "")
     return _of_state(job, state).predict(state.tensors["model"], x)
 
 

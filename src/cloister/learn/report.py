@@ -50,8 +50,8 @@ def render(result: Result) -> str:
         "privacy": _privacy(result),
         "receipts": [digest(receipt).hex() for receipt in result.receipts[-MOST_LISTED:]],
         "receipts_before": max(0, len(result.receipts) - MOST_LISTED),
-        "history": [[_cell(name, value) for name, value in row.items()] for row in history.to_dict("records")],
-        "columns": [name.replace("_", " ") for name in history],
+        "history": [[_cell(str(name), value) for name, value in row.items()] for row in history.to_dict("records")],
+        "columns": [str(name).replace("_", " ") for name in history],
         "manifest": json.dumps(result.job.manifest(), indent=2, sort_keys=True),
     }
     return _template().render(page)

@@ -11,7 +11,7 @@ class PrivacyStatement:
     mechanism: "none" (exact sums; no differential privacy).
     unit: whose presence is protected: "row", "site" or "none".
     epsilon, delta: at which; None without differential privacy.
-    seal: "sealed" (only sums were opened) or "ideal" (a simulation in one process).
+    seal: "sealed" (only sums were opened), or how a simulation in one process summed: "ideal" or "masks".
     colluders: sites that may collude with the coordinator before a single honest site's sum share is exposed.
     """
 
@@ -30,7 +30,8 @@ class PrivacyStatement:
                 f"as long as at most {self.colluders} sites collude with the coordinator."
             )
         else:
-            opened = "Simulated in one process: the same integer sums as a sealed federation, without its masks."
+            how = "with its masks" if self.seal == "masks" else "without its masks"
+            opened = f"Simulated in one process: the same integer sums as a sealed federation, {how}."
         if self.mechanism == "none":
             return f"{opened} No differential privacy: what the sums themselves reveal is not bounded."
         return f"{opened} {self.mechanism}, unit {self.unit}: epsilon {self.epsilon:.3g} at delta {self.delta:.3g}."

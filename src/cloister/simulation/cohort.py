@@ -1,0 +1,169 @@
+"""LocalCohort: a whole federation in one process, behind the same port as the real one."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cloister.job import Job
+from cloister.round import choose_cohort, contribute
+from cloister.seal.threshold import threshold
+from cloister.simulation.engine import Engine
+from cloister.simulation.sealing import Seal, Sum
+from cloister.vector import Answer, FixedPoint, Query, State, Total, canonical, digest, open_total
+from cloister.vector.errors import DataError, RoundVoid, TaskError, UsageError
+
+Dropouts = float | Mapping[int, Collection[str]]
+Event = dict[str, Any]
+TRIES = 3  # draws of who drops out, before a round is given up: as often as a coordinator opens it again
+
+
+class LocalCohort:
+    """Answers queries with the job's own training code, seals as the federation does, opens the sum.
+
+    Args:
+      job: whose bits and seed count.
+      engine: computes the answers.
+      sites: names of all sites.
+      seal: how answers are summed.
+      dropouts: how likely a site is to vanish in each round after it has shared its keys, or exactly which sites
+        vanish in which step of the program (0 is its first question).
+      required: fewest survivors whose sum opens, for a cohort of this size.
+      observe: takes an event for each opened round and each site that had no answer.
+    Raises: UsageError: dropouts that make no sense.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        engine: Engine,
+        sites: Sequence[str],
+        seal: Seal,
+        *,
+        dropouts: Dropouts = 0.0,
+        required: Callable[[int], int] = threshold,
+        observe: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._job, self._engine, self._sites, self._seal = job, engine, sorted(sites), seal
+        self._dropouts, self._required, self._observe = _checked(dropouts, sites), required, observe
+        self._open: tuple[Sum, Event] | None = None
+
+    def sum(self, query: Query) -> Total:
+        """The total over the sites that answered.
+
+        Raises: RoundVoid: too many dropped out. TaskError: too many could not compute an answer; names the first.
+        """
+        began = time.perf_counter()
+        step = int(query.config["step"])
+        sites = choose_cohort(self._sites, query.fraction, self._job.seed, step)
+        present = self._present(sites, step, query)
+        coder = FixedPoint(query.sealed_layout, len(sites), self._job.bits)
+        round_ = self._seal.round(query, sites, coder)
+        faults: dict[str, TaskError | DataError] = {}
+        survivors, sealing = 0, time.perf_counter() - began
+        for site, outcome in self._engine.answers(query, present):
+            try:
+                if not isinstance(outcome, Answer):
+                    raise outcome
+                words = contribute(outcome, query, coder)
+            except (TaskError, DataError) as fault:
+                faults[site] = self._refused(fault, site, query)
+                continue
+            started = time.perf_counter()
+            round_.add(site, words)
+            sealing += time.perf_counter() - started
+            survivors += 1
+        self._require(survivors, sites, faults, query)
+        started = time.perf_counter()
+        words = round_.open()
+        sealing += time.perf_counter() - started
+        seconds = {"training": time.perf_counter() - began - sealing, "sealing": sealing}
+        event = {
+            "event": "round",
+            "step": step,
+            "stage": query.task,
+            "round": query.config["round"],
+            "sites": len(sites),
+            "survivors": survivors,
+            "seconds": {name: round(value, 6) for name, value in seconds.items()},
+        }
+        self._open = (round_, event)
+        return open_total(query, coder, words, survivors)
+
+    def settle(self, state: State) -> None:
+        """Ends the round whose total has become `state`: the receipt, and the event with the newest metrics."""
+        assert self._open is not None, "settle follows a sum"
+        round_, event = self._open
+        self._open = None
+        round_.settle(digest(state.to_bytes()))
+        traffic = round_.traffic()
+        measured = {name: value for row in state.facts.get("history", ()) for name, value in row.items()}
+        measured = {
+            name: measured[name] for name in ("train_loss", "loss", "accuracy", "auc", "rmse") if name in measured
+        }
+        self._observe({**event, **traffic, **measured})
+
+    def _present(self, sites: Sequence[str], step: int, query: Query) -> list[str]:
+        """The sites of the cohort that do not vanish."""
+        needed = self._required(len(sites))
+        for attempt in range(TRIES):
+            gone = self._gone(sites, step, attempt)
+            present = [site for site in sites if site not in gone]
+            if len(present) >= needed:
+                return present
+        raise RoundVoid(
+            f"{_name(query)}: {len(present)} of {len(sites)} sites answered, the sum takes {needed}. "
+            "Nothing was opened.",
+            mend="Fewer dropouts, or more sites.",
+        )
+
+    def _gone(self, sites: Sequence[str], step: int, attempt: int) -> Collection[str]:
+        if isinstance(self._dropouts, Mapping):
+            return self._dropouts.get(step, ())
+        return {site for site in sites if self._chance(site, step, attempt) < self._dropouts}
+
+    def _chance(self, site: str, step: int, attempt: int) -> float:
+        """A uniform number in [0, 1) that depends on nothing but its arguments and the job's seed."""
+        drawn = hashlib.sha256(canonical([self._job.seed, site, step, attempt, "dropout"])).digest()
+        return float(np.frombuffer(drawn[:8], ">u8")[0] >> np.uint64(11)) * 2.0**-53
+
+    def _refused(self, fault: TaskError | DataError, site: str, query: Query) -> TaskError | DataError:
+        fault.site = fault.site or site
+        self._observe({"event": "refused", "step": query.config["step"], **fault.as_json()})
+        return fault
+
+    def _require(
+        self, survivors: int, sites: Sequence[str], faults: Mapping[str, TaskError | DataError], query: Query
+    ) -> None:
+        needed = self._required(len(sites))
+        if survivors >= needed:
+            return
+        site, first = next(iter(faults.items()))
+        raise type(first)(
+            f"{_name(query)}: {survivors} of {len(sites)} sites have an answer, the sum takes {needed}; "
+            f"first to fail: {first.message}",
+            mend=first.mend,
+            site=site,
+        )
+
+
+def _name(query: Query) -> str:
+    """A query, for people."""
+    return f"round {query.config['round']}" if query.task == "train" else query.task
+
+
+def _checked(dropouts: Dropouts, sites: Collection[str]) -> Dropouts:
+    if isinstance(dropouts, Mapping):
+        unknown = sorted({site for gone in dropouts.values() for site in gone} - set(sites))
+        if unknown:
+            raise UsageError(
+                f"dropouts name {unknown[0]!r}.", mend=f"The sites are: {', '.join(sorted(sites)[:20])}."
+            )
+        return dropouts
+    if not 0.0 <= dropouts < 1.0:
+        raise UsageError(f"dropouts={dropouts} is not a probability below 1.", mend="Try dropouts=0.1.")
+    return dropouts

@@ -1,0 +1,219 @@
+"""How a simulated round is summed: `Ideal` adds the integers, `Masks` runs the real machines, bytes handed over.
+
+Both open to the same words, bit for bit: masks cancel mod 2**bits exactly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from cloister.job import Job
+from cloister.seal.client import SealClient
+from cloister.seal.identity import Identity
+from cloister.seal.labels import ZERO32
+from cloister.seal.masks import reduce
+from cloister.seal.merkle import root_of
+from cloister.seal.plan import MAX_COMPLETE, Plan
+from cloister.seal.roster import Member, Roster
+from cloister.seal.server import SealServer
+from cloister.seal.threshold import MIN_SITES, threshold
+from cloister.vector import FixedPoint, Query, digest
+from cloister.vector.errors import BadUpload, RoundReplayed, SurvivorSetConflict, UsageError
+from cloister.vector.layout import Words
+
+COORDINATOR = "coordinator"
+
+
+class Sum(Protocol):
+    """One round: contributions are added as they come, then the sum is opened."""
+
+    def add(self, site: str, words: Words) -> None: ...
+
+    def open(self) -> Words: ...
+
+    def settle(self, state_digest: bytes) -> None:
+        """The round's end, once its total has become a state."""
+        ...
+
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Bytes by direction and site; empty where nothing was sent."""
+        ...
+
+
+class Seal(Protocol):
+    receipts: list[bytes]
+
+    def round(self, query: Query, sites: Sequence[str], coder: FixedPoint) -> Sum: ...
+
+
+class Ideal:
+    """The sum itself, without masks: what a simulation needs, at the speed of an addition."""
+
+    def __init__(self) -> None:
+        self.receipts: list[bytes] = []
+
+    def round(self, query: Query, sites: Sequence[str], coder: FixedPoint) -> Sum:
+        return _IdealSum(coder)
+
+
+class _IdealSum:
+    def __init__(self, coder: FixedPoint) -> None:
+        self._bits = coder.bits
+        self._total: Words = np.zeros(coder.size, coder.dtype)
+
+    def add(self, site: str, words: Words) -> None:
+        self._total += words
+
+    def open(self) -> Words:
+        reduce(self._total, self._bits)
+        return self._total
+
+    def settle(self, state_digest: bytes) -> None:
+        pass
+
+    def traffic(self) -> dict[str, dict[str, int]]:
+        return {}
+
+
+class Masks:
+    """The federation's own machines: identities, a roster, signed messages, a receipt for each round.
+
+    Attributes: receipts: signed, in order.
+    Raises: UsageError: more sites than one sealed sum carries.
+    """
+
+    def __init__(self, job: Job, sites: Collection[str]) -> None:
+        if len(sites) > MAX_COMPLETE:
+            raise UsageError(
+                f'seal="masks" carries at most {MAX_COMPLETE} sites, not {len(sites)}.',
+                mend='Use seal="ideal": it gives the same model, bit for bit.',
+            )
+        self.receipts: list[bytes] = []
+        self._job, self._run, self._round = job, os.urandom(16), 0
+        self.coordinator = Identity.generate(os.urandom)
+        self.identities = {site: Identity.generate(os.urandom) for site in sorted(sites)}
+        self.journals = {site: MemoryJournal() for site in self.identities}
+        self.roster = Roster(
+            federation="simulation",
+            version=1,
+            previous=ZERO32,
+            roots=(Identity.generate(os.urandom).public,),
+            quorum=1,
+            coordinators=(Member(COORDINATOR, self.coordinator.public),),
+            sites=tuple(Member(site, identity.public) for site, identity in self.identities.items()),
+        )
+        self.last_round, self.last_receipt = -1, ZERO32
+
+    def round(self, query: Query, sites: Sequence[str], coder: FixedPoint) -> Sum:
+        plan = Plan(
+            federation=self.roster.federation,
+            run=self._run,
+            round=self._round,
+            attempt=0,
+            job=self._job.digest,
+            query=digest(query.to_bytes()),
+            algorithm=self._job.algorithm.name.lower(),
+            bits=coder.bits,
+            layout=query.sealed_layout,
+            max_rows=query.max_rows,
+            sites=tuple(sorted(sites)),
+            threshold=threshold(len(sites)),
+            min_survivors=MIN_SITES,
+        )
+        self._round += 1
+        return _MaskedSum(self, plan)
+
+
+class _MaskedSum:
+    """Keys and shares are exchanged with the whole cohort at once, as they are while real sites train.
+
+    A site that never adds anything has dropped out: its masks are taken off with the others' shares.
+    """
+
+    def __init__(self, federation: Masks, plan: Plan) -> None:
+        self._federation, self._plan = federation, plan
+        self._server = SealServer(
+            plan, federation.roster, federation.coordinator, COORDINATOR, federation.last_receipt
+        )
+        self._clients = {site: self._client(site) for site in plan.sites}
+        self._payloads: dict[str, memoryview] = {}
+        self._up = dict.fromkeys(plan.sites, 0)
+        self._down = dict.fromkeys(plan.sites, 0)
+        opening = self._server.open()
+        for site, client in self._clients.items():
+            self._down[site] += len(opening)
+            client.open(opening)
+            self._hand_over(site, client.keys(plan.query))
+        self._exchange()
+        self._exchange()
+
+    def _client(self, site: str) -> SealClient:
+        own = self._federation
+        return SealClient(
+            site,
+            own.identities[site],
+            own.roster,
+            own.coordinator.public,
+            journal=own.journals[site],
+            randomness=os.urandom,
+            last_round=own.last_round,
+            last_receipt=own.last_receipt,
+        )
+
+    def _hand_over(self, site: str, message: bytes) -> None:
+        self._up[site] += len(message)
+        self._server.receive(site, message)
+
+    def _exchange(self) -> None:
+        """Ends a phase at the server, hands each message over, and each answer back."""
+        for site, message in sorted(self._server.close().items()):
+            self._down[site] += len(message)
+            answer = self._clients[site].receive(message)
+            if answer is not None:
+                self._hand_over(site, answer)
+
+    def add(self, site: str, words: Words) -> None:
+        header, payload = self._clients[site].mask(words)
+        if not self._server.payload_matches(header, root_of(payload)):
+            raise BadUpload("the masked vector is not the one that was signed for", site=site)
+        self._up[site] += len(payload)
+        self._hand_over(site, header)
+        self._payloads[site] = payload
+
+    def open(self) -> Words:
+        self._exchange()  # survivors -> consistent
+        self._exchange()  # consistency -> unmask
+        self._server.close()
+        words = self._server.total(lambda site, start, length: bytes(self._payloads[site][start : start + length]))
+        self._sum_root = root_of(np.ascontiguousarray(words).view(np.uint8).data)
+        return words
+
+    def settle(self, state_digest: bytes) -> None:
+        own, receipt = self._federation, self._server.receipt(self._sum_root, state_digest)
+        for site in self._payloads:
+            self._down[site] += len(receipt)
+            self._clients[site].receive(receipt)
+        verified = self._clients[next(iter(self._payloads))].receipt
+        assert verified is not None, "a client that took the receipt holds it"
+        own.last_round, own.last_receipt = self._plan.round, verified.digest
+        own.receipts.append(receipt)
+
+    def traffic(self) -> dict[str, dict[str, int]]:
+        return {"bytes_up": self._up, "bytes_down": self._down}
+
+
+class MemoryJournal:
+    """A site's journal for as long as the simulation lives."""
+
+    def __init__(self) -> None:
+        self._slots: dict[str, bytes] = {}
+
+    def once(self, slot: str, value: bytes) -> None:
+        """Raises: SurvivorSetConflict, RoundReplayed: the slot holds another value."""
+        if self._slots.setdefault(slot, value) != value:
+            conflict = SurvivorSetConflict if slot.endswith("survivors") else RoundReplayed
+            raise conflict(f"the slot {slot!r} was written before, with another value")
