@@ -3,7 +3,7 @@
 import cloister as cl
 
 job = cl.Job(
-    data=cl.Table("breast-cancer", target="benign"),
+    data=cl.Table("breast-cancer", target="malignant"),
     prepare=[cl.Impute(), cl.Standardize()],
     task=cl.Torch(cl.nets.MLP([32]), loss="bce", optimizer=cl.SGD(lr=0.1), epochs=1, batch_size=32),
     algorithm=cl.FedAvg(rounds=20),

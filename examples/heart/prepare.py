@@ -6,8 +6,8 @@ SOURCE holds processed.cleveland.data, processed.hungarian.data, processed.switz
 from https://archive.ics.uci.edu/dataset/45/heart+disease (CC BY 4.0; A. Janosi, W. Steinbrunn, M. Pfisterer,
 R. Detrano). FOLDER gets cleveland.csv, hungarian.csv, switzerland.csv and va.csv.
 
-What FLamby (Ogier du Terrail et al., NeurIPS 2022, https://arxiv.org/abs/2210.04620) does: drop slope, ca and thal, drop
-every row with a missing value, call any degree of disease 1, and keep 66 % of each hospital's rows for training.
+What FLamby does (Ogier du Terrail et al., NeurIPS 2022, https://arxiv.org/abs/2210.04620): drop slope, ca and thal,
+drop every row with a missing value, call any degree of disease 1, and train on 66 % of each hospital's rows.
 """
 
 import argparse
@@ -17,7 +17,10 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
-COLUMNS = "age sex cp trestbps chol fbs restecg thalach exang oldpeak slope ca thal num".split()
+COLUMNS = [
+    *("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak"),
+    *("slope", "ca", "thal", "num"),
+]
 DROPPED = ["slope", "ca", "thal"]
 
 
