@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloister.seal.labels import lp
+from cloister.seal.messages import PART_BYTES
 from cloister.vector import CloisterError
 from cloister.vector.errors import (
     AddressInUse,
@@ -39,7 +40,7 @@ EVENTS = "/v1/events"
 RESULTS = "/v1/results"
 STOP = "/v1/stop"
 
-PART_BYTES = 4 << 20  # one part of an upload; S3 takes 5 MiB to 5 GiB, protocol.md section 9 asks for 4 to 8 MiB
+MAX_PART_BYTES = PART_BYTES  # one part of an upload, as the signed header cuts it
 MAX_MESSAGE_BYTES = 8 << 20  # one envelope; nginx's default body is 1 MiB, our largest (128 sites) about 0.1 MiB
 MAX_BUNDLE_BYTES = 512 << 20  # a job with its initial tensors; GitHub takes 2 GiB for a release's file
 HOLD_SECONDS = 25.0  # a long poll; proxies cut idle requests at 30 s (HAProxy's examples) to 60 s (nginx, AWS ELB)

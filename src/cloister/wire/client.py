@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import secrets
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -188,13 +189,13 @@ class CoordinatorClient:
         Raises: BadUpload: the payload is not the one that the header signs for.
         """
         view = memoryview(payload).cast("B")
-        starts = range(0, len(view), api.PART_BYTES)
-        parts = {hashlib.sha256(view[at : at + api.PART_BYTES]).hexdigest(): at for at in starts}
+        starts = range(0, len(view), api.MAX_PART_BYTES)
+        parts = {hashlib.sha256(view[at : at + api.MAX_PART_BYTES]).hexdigest(): at for at in starts}
         answer = api.Missing.from_bytes(await self._post(api.MESSAGES, "masked", header, run, round))
         for name in answer.missing:
             if name not in parts:
                 raise MalformedMessage("the coordinator asks for a part that this upload does not have")
-            part = bytes(view[parts[name] : parts[name] + api.PART_BYTES])
+            part = bytes(view[parts[name] : parts[name] + api.MAX_PART_BYTES])
             await self._http.call("PUT", f"{api.PARTS}/{name}", lambda part=part: part)  # type: ignore[misc]
 
     async def fetch(self, name: bytes) -> bytes:
@@ -207,8 +208,8 @@ class CoordinatorClient:
     # analysts
 
     async def submit(self, bundle: bytes) -> str:
-        """Hands in a job; returns the run's id (hex)."""
-        return str(json.loads(await self._post(api.JOBS, "submit", bundle))["run"])
+        """Hands in a job; returns the run's id (hex), chosen here so that a repeated request is no second run."""
+        return str(json.loads(await self._post(api.JOBS, "submit", bundle, secrets.token_hex(16)))["run"])
 
     async def status(self, run: str = "") -> dict[str, Any]:
         """The federation's sites and runs, or one run."""

@@ -1,0 +1,91 @@
+"""Content-addressed files: the name of a blob is the SHA-256 of its bytes.
+
+A blob appears under its name only when it is whole and on disk (write aside, fsync, rename), so a kill at any moment
+leaves either all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from cloister.coordinator.store import storage_full
+from cloister.vector.errors import BadUpload, UsageError
+
+
+class BlobFolder:
+    """A folder of blobs; the port that a cloud store would implement too: put, put_stream, path, has, delete."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._aside = path / "incoming"
+        self._aside.mkdir(parents=True, exist_ok=True)
+        for left_over in self._aside.iterdir():  # of a process that was killed
+            left_over.unlink(missing_ok=True)
+
+    def _place(self, name: str) -> Path:
+        return self._path / name[:2] / name
+
+    def has(self, name: str) -> bool:
+        return self._place(name).exists()
+
+    def path(self, name: str) -> Path:
+        """Where the blob lies, to be read. Raises: UsageError: there is none."""
+        place = self._place(name)
+        if not place.exists():
+            raise UsageError(f"there is no blob {name[:16]}...", mend="It may be of an older run.")
+        return place
+
+    def read(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def put(self, data: bytes) -> str:
+        """Stores the bytes and returns their digest (hex). Raises: StorageFull."""
+        name = hashlib.sha256(data).hexdigest()
+        if not self.has(name):
+            aside = self._aside / secrets.token_hex(8)
+            try:
+                with aside.open("wb") as file:
+                    file.write(data)
+                    self._commit(file, aside, name)
+            except OSError as fault:
+                aside.unlink(missing_ok=True)
+                raise storage_full(fault, str(self._path)) from fault
+        return name
+
+    async def put_stream(self, name: str, length: int, chunks: AsyncIterator[bytes]) -> None:
+        """Stores a stream as it arrives, never holding more than one chunk of it in memory.
+
+        Raises: BadUpload: it is not the `length` bytes with this digest; nothing is kept. StorageFull.
+        """
+        aside, hasher, size = self._aside / secrets.token_hex(8), hashlib.sha256(), 0
+        try:
+            with aside.open("wb") as file:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if size > length:
+                        break
+                    hasher.update(chunk)
+                    file.write(chunk)
+                if size != length or hasher.hexdigest() != name:
+                    raise BadUpload(f"a part of {size} bytes is not the one of {length} bytes that was announced.")
+                self._commit(file, aside, name)
+        except OSError as fault:
+            raise storage_full(fault, str(self._path)) from fault
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _commit(self, file: BinaryIO, aside: Path, name: str) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        place = self._place(name)
+        place.parent.mkdir(exist_ok=True)
+        aside.replace(place)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._place(name).unlink(missing_ok=True)

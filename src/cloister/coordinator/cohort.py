@@ -1,0 +1,299 @@
+"""The federation as a `round.Cohort` and `round.Store`: each query becomes a sealed round of the sites now there.
+
+The round's loop (`round.run`) works in a thread of its own; whatever touches the database or a seal machine is done
+in the event loop, so that there is one writer. A round and the state that was learnt from it become durable in one
+transaction, with the receipt that names both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from cloister.coordinator.hub import Hub, Stopping
+from cloister.coordinator.rounds import OpenRound
+from cloister.coordinator.store import Round, Run, Tx
+from cloister.job import Job
+from cloister.round import choose_cohort
+from cloister.seal.labels import ZERO32
+from cloister.seal.messages import masked_header
+from cloister.seal.plan import Plan
+from cloister.seal.receipt import open_receipt
+from cloister.seal.threshold import MIN_SITES, threshold
+from cloister.vector import Query, State, Total, open_total
+from cloister.vector.errors import CloisterError, DataError, PeerError, RoundVoid, TooFewSites
+from cloister.wire import api
+
+ATTEMPTS = 3  # rounds spent on one query before the run fails
+NOT_METRICS = ("round", "rows", "sites", "clipped", "train_loss")
+
+Result = TypeVar("Result")
+
+
+class Stopped(CloisterError):
+    """The analyst ended the run."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A sum that is open, waiting for the state that is learnt from it."""
+
+    round: OpenRound
+    query: Query
+    sum_root: bytes
+
+
+class RemoteCohort:
+    """The sites of one run. `sum`, `load` and `save` are for the run's own thread.
+
+    Args: rounds: the hub's open rounds by (run, number), where messages find them.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        run: Run,
+        job: Job,
+        rounds: dict[tuple[str, int], OpenRound],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._hub, self._run, self._job, self._rounds, self._loop = hub, run, job, rounds, loop
+        self._opened: _Opened | None = None
+
+    def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    # the contract's columns
+
+    def columns(self) -> Mapping[str, str]:
+        """The features, settled once for the run: what the sites that are there offer, by the job's contract.
+
+        A site whose table does not fit is left out of the run, with its reason, while three others remain.
+        Raises: DataError: names site and column; TooFewSites.
+        """
+        if self._run.columns is not None:
+            return self._run.columns
+        return self._call(self._settle_columns())
+
+    async def _settle_columns(self) -> Mapping[str, str]:
+        sites = await self._candidates(self._hub.patience.gather)
+        while True:
+            offers = self._hub.catalogues(self._job.data.name)
+            try:
+                columns = self._job.data.resolve({site: offers[site] for site in sites})
+                break
+            except DataError as fault:
+                if fault.site not in sites or len(sites) <= MIN_SITES:
+                    raise
+                sites.remove(fault.site)
+                self._refuse(fault)
+        self._hub.store.run_tx("columns", lambda tx: tx.set_run(self._run.id, columns=columns))
+        return columns
+
+    def _refuse(self, fault: DataError) -> None:
+        refusal = api.Refusal(**fault.as_json(), scope="run")
+
+        def write(tx: Tx) -> None:
+            tx.refuse_run(self._run.id, fault.site, refusal.model_dump_json())
+            tx.add_event(self._run.id, {"event": "refused", **fault.as_json(), "scope": "run"})
+
+        self._hub.store.run_tx("refuse", write)
+
+    # who is asked
+
+    async def _candidates(self, gather_seconds: float) -> list[str]:
+        """The sites that can be asked now: of the run's roster, offering the dataset, willing, and there.
+
+        Args: gather_seconds: how long to wait for all of them, once there are enough.
+        Raises: TooFewSites: not enough within the patience. Stopped.
+        """
+        hub, started, told = self._hub, time.monotonic(), False
+        while not hub.signals.closing:
+            able = self._able()
+            live = [site for site in able if hub.presence.is_live(site)]
+            waited = time.monotonic() - started
+            everybody = len(live) == len(self._members()) - len(self._refused())
+            if len(live) >= MIN_SITES and (everybody or waited >= gather_seconds):
+                return live
+            if waited >= hub.patience.cohort:
+                raise TooFewSites(
+                    f"{len(live)} sites offer {self._job.data.name!r} and are there, it takes {MIN_SITES}.",
+                    mend="Start more sites, or bind the dataset at those that run; then submit again.",
+                )
+            if len(live) < MIN_SITES and not told:
+                told = True
+                self._event({"event": "waiting", "sites": live, "needed": MIN_SITES})
+            limit = gather_seconds if len(live) >= MIN_SITES else hub.patience.cohort
+            await hub.signals.wait([f"run/{self._run.id}", "presence", "catalogue"], min(limit - waited, 1.0))
+        raise Stopping("the coordinator stops.")
+
+    def _members(self) -> list[str]:
+        return [member.id for member in self._hub.members.at(self._run.roster).sites]
+
+    def _refused(self) -> dict[str, dict[str, str]]:
+        return self._hub.store.run_tx("refusals", lambda tx: tx.run_refusals(self._run.id))
+
+    def _able(self) -> list[str]:
+        """Sites that may be asked; stops the run if its analyst wants that."""
+        if self._hub.store.run_tx("run", lambda tx: tx.run(self._run.id)).stopping:
+            raise Stopped("the analyst stopped the run.")
+        offers, refused = self._hub.catalogues(self._job.data.name), self._refused()
+        return [site for site in self._members() if site in offers and site not in refused]
+
+    # sums
+
+    def sum(self, query: Query) -> Total:
+        """Asks the sites that are there and opens the sealed sum of their answers.
+
+        Raises: RoundVoid: three rounds in a row had too few answers. TooFewSites, Stopped, StorageFull.
+        """
+        name = self._hub.blobs.put(query.to_bytes())
+        opened, words = self._call(self._sum(query, bytes.fromhex(name)))
+        self._opened = opened
+        return open_total(query, opened.round.plan.coder, words, len(opened.round.server.u3))
+
+    async def _sum(self, query: Query, name: bytes) -> tuple[_Opened, Any]:
+        found = self._resumed(name)
+        for attempt in range(ATTEMPTS):
+            round = found if found is not None and attempt == 0 else await self._open(query, name)
+            try:
+                await round.drive()
+                words, root = await asyncio.to_thread(round.total)
+                return _Opened(round, query, root), words
+            except PeerError as fault:
+                self._void(round, fault)
+                last = fault
+        raise RoundVoid(f"{ATTEMPTS} rounds for {query.task!r} ended without a sum.", mend=str(last)) from last
+
+    def _resumed(self, query: bytes) -> OpenRound | None:
+        """The round that a crash interrupted, if it asks the same; any other is void."""
+        for (run, _), round in list(self._rounds.items()):
+            if run == self._run.id:
+                if round.plan.query == query:
+                    return round
+                self._void(round, RoundVoid("the coordinator asks something else after its restart."))
+        return None
+
+    async def _open(self, query: Query, name: bytes) -> OpenRound:
+        """A new round: its plan, agreed durably, and message 0 in the mailboxes."""
+        hub, run = self._hub, self._run
+        last = hub.store.run_tx("last round", lambda tx: tx.last_round(run.id))
+        done = hub.store.run_tx("last done", lambda tx: tx.last_round(run.id, "done"))
+        number = 0 if last is None else last.number + 1
+        candidates = await self._candidates(hub.patience.gather if last is None else 0.0)
+        sites = choose_cohort(candidates, query.fraction, self._job.seed, query.config.get("step", number))
+        plan = Plan(
+            federation=hub.folder.federation,
+            run=bytes.fromhex(run.id),
+            round=number,
+            attempt=0,
+            job=bytes.fromhex(run.job),
+            query=name,
+            algorithm=f"{type(self._job.algorithm).__name__.lower()}.{query.task}",
+            bits=self._job.bits,
+            layout=query.sealed_layout,
+            max_rows=query.max_rows,
+            sites=tuple(sites),
+            threshold=threshold(len(sites)),
+            min_survivors=threshold(len(sites)),
+        )
+        previous = ZERO32.hex() if done is None or done.receipt is None else done.receipt
+        row = Round(run.id, number, plan.to_bytes(), previous, "open", None, None, hub.now())
+        round = OpenRound(hub, run, row)
+        body = round.server.open()
+
+        def write(tx: Tx) -> None:
+            tx.add_round(row)
+            for site in sites:
+                tx.mail(site, hub.letter("open", site, run.id, number, body))
+            tx.add_event(run.id, {"event": "open", "round": number, "stage": query.task, "sites": sites})
+
+        hub.store.run_tx("open", write)
+        self._rounds[run.id, number] = round  # nothing awaits in between, so every answer finds it
+        return round
+
+    def _void(self, round: OpenRound, fault: PeerError) -> None:
+        """Ends a round without a sum. Its masked vectors are deleted: nobody can open them."""
+
+        def write(tx: Tx) -> list[bytes]:
+            tx.set_round(self._run.id, round.number, outcome="void")
+            for site in round.plan.sites:
+                body = api.Void(reason=str(fault)).to_bytes()
+                tx.mail(site, self._hub.letter("void", site, self._run.id, round.number, body))
+            tx.add_event(self._run.id, {"event": "void", "round": round.number, **fault.as_json()})
+            return tx.drop_round(self._run.id, round.number)
+
+        headers = self._hub.store.run_tx("void", write)
+        self._rounds.pop((self._run.id, round.number), None)
+        self._delete_parts(headers)
+
+    def _delete_parts(self, headers: list[bytes]) -> None:
+        self._hub.parts.delete(digest.hex() for data in headers for digest, _ in masked_header(data).parts)
+
+    # checkpoints
+
+    def load(self) -> State | None:
+        """The run's newest checkpoint."""
+        row = self._call(self._read_run())
+        return None if row.state is None else State.from_bytes(self._hub.blobs.read(row.state))
+
+    async def _read_run(self) -> Run:
+        return self._hub.store.run_tx("run", lambda tx: tx.run(self._run.id))
+
+    def save(self, state: State) -> None:
+        """Makes the state, the round that it was learnt from and the receipt of both durable, all or nothing."""
+        opened = self._opened
+        assert opened is not None, "a state is learnt from a sum"
+        name = self._hub.blobs.put(state.to_bytes())
+        receipt = opened.round.server.receipt(opened.sum_root, bytes.fromhex(name))
+        blob = self._hub.blobs.put(receipt)
+        self._call(self._save(opened, state, name, receipt, blob))
+        self._opened = None
+
+    async def _save(self, opened: _Opened, state: State, name: str, receipt: bytes, blob: str) -> None:
+        hub, run, round = self._hub, self._run.id, opened.round
+        body = open_receipt(receipt, hub.identity.public).digest.hex()
+        event = self._round_event(opened, state)
+
+        def write(tx: Tx) -> list[bytes]:
+            tx.set_run(run, state=name)
+            tx.set_round(run, round.number, outcome="done", receipt=body, blob=blob)
+            for site in self._members():  # also those that were not there: the chain of receipts has no gaps
+                tx.mail(site, hub.letter("receipt", site, run, round.number, receipt))
+            tx.add_event(run, event)
+            return tx.drop_rounds(run, before=round.number)
+
+        headers = hub.store.run_tx("save", write)
+        self._rounds.pop((run, round.number), None)
+        self._delete_parts(headers)
+
+    def _round_event(self, opened: _Opened, state: State) -> dict[str, Any]:
+        """What the analyst sees of a round: times, bytes, survivors, and the metrics that it measured."""
+        round, history = opened.round, state.facts.get("history", [])
+        measured: dict[str, Any] = next((row for row in reversed(history) if set(row) - set(NOT_METRICS)), {})
+        metrics = {name: value for name, value in measured.items() if name not in NOT_METRICS}
+        if history and "train_loss" in history[-1]:
+            metrics["train_loss"] = history[-1]["train_loss"]
+        return {
+            "event": "round",
+            "round": round.number,
+            "stage": opened.query.task,
+            "step": state.facts.get("round", 0),
+            "seconds": {phase: _rounded(value) for phase, value in round.seconds.items()},
+            "sites": len(round.plan.sites),
+            "survivors": len(round.server.u3),
+            "dropped": sorted(set(round.plan.sites) - set(round.server.u3)),
+            **round.traffic(),
+            **metrics,
+        }
+
+    def _event(self, body: Mapping[str, Any]) -> None:
+        self._hub.store.run_tx("event", lambda tx: tx.add_event(self._run.id, body))
+
+
+def _rounded(seconds: float) -> float:
+    return math.floor(seconds * 1e4) / 1e4

@@ -1,0 +1,245 @@
+"""One sealed round under way: the seal machine, its durable transcript, the uploads, and the driving of its phases.
+
+Whatever the machine is told is in the transcript before anybody is answered, so after a crash `OpenRound` is made
+anew from it and goes on. A phase ends when every site that is awaited and still there has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from cloister.coordinator.folder import COORDINATOR
+from cloister.coordinator.hub import Hub, Stopping
+from cloister.coordinator.store import Round, Run, Tx
+from cloister.seal.masks import packed_bytes
+from cloister.seal.merkle import MerkleBuilder, root_of
+from cloister.seal.messages import PART_BYTES, MaskedHeader, label_of, masked_header
+from cloister.seal.plan import Plan
+from cloister.seal.server import SealServer
+from cloister.seal.state import Phase
+from cloister.vector.errors import (
+    BadUpload,
+    EnvironmentFailure,
+    RoundVoid,
+    UnexpectedMessage,
+)
+from cloister.vector.layout import Words
+from cloister.wire import Envelope
+
+READ_BYTES = 1 << 20  # of a part at a time, when its Merkle root is computed
+MAIL = {  # what the machine's close() sends goes into mailboxes under these names
+    Phase.KEYS: "keylist",
+    Phase.SHARES: "ciphertexts",
+    Phase.MASKED: "survivors",
+    Phase.CONSISTENT: "consistency",
+}
+Result = TypeVar("Result")
+
+
+class OpenRound:
+    """Attributes: plan. server: the seal machine. gone: sites that will not answer any more in this round, refused or
+    restarted. seconds: how long each closed phase took."""
+
+    def __init__(self, hub: Hub, run: Run, row: Round) -> None:
+        self._hub, self.run, self.number = hub, run.id, row.number
+        self.plan = Plan.from_bytes(row.plan)
+        self._previous = bytes.fromhex(row.previous)
+        self._roster = hub.members.at(run.roster)
+        self._lock = asyncio.Lock()  # close() works in another thread; no message may come in between
+        self._headers: dict[str, MaskedHeader] = {}
+        self.gone: set[str] = set()
+        self.seconds: dict[str, float] = {}
+        self._traffic = hub.traffic.snapshot()
+        self.server = self._replayed()
+
+    def _replayed(self) -> SealServer:
+        """The machine as the transcript says it is."""
+        server = SealServer(self.plan, self._roster, self._hub.identity, COORDINATOR, self._previous)
+        key = (self.run, self.number)
+        transcript, uploads = self._hub.store.run_tx("replay", lambda tx: (tx.transcript(*key), tx.uploads(*key)))
+        for kind, site, data in transcript:
+            if kind == "close":
+                server.close()
+            else:
+                server.receive(site, data)
+        self._headers = {site: masked_header(data) for site, data in uploads.items()}
+        return server
+
+    def _commit(self, name: str, write: Callable[[Tx], Result]) -> Result:
+        """A transaction that moves the machine too: if it cannot be committed, the machine goes back."""
+        try:
+            return self._hub.store.run_tx(name, write)
+        except EnvironmentFailure:
+            self.server = self._replayed()
+            raise
+
+    # what sites send
+
+    async def take(self, envelope: Envelope) -> None:
+        """Keys, shares, consistent, unmask. Raises: what `SealServer.receive` does; nothing has changed then."""
+        if label_of(envelope.body).rpartition("/")[2] != envelope.type:
+            raise UnexpectedMessage(f"an envelope {envelope.type!r} around another message", site=envelope.sender)
+        async with self._lock:
+            self._receive(envelope.sender, envelope.body, envelope.seq)
+
+    def _receive(self, site: str, data: bytes, seq: int | None) -> None:
+        def write(tx: Tx) -> None:
+            if seq is not None:
+                tx.accept_number(site, seq)
+            self.server.receive(site, data)
+            tx.append(self.run, self.number, "message", site, data)
+
+        self._commit("message", write)
+
+    async def announce(self, envelope: Envelope) -> list[str]:
+        """The header of a masked vector. Returns: the digests (hex) of its parts that are still to be put."""
+        site, header = envelope.sender, masked_header(envelope.body)
+        size = packed_bytes(self.plan.words, self.plan.bits)
+        if header.site != site or self.server.phase is not Phase.MASKED or site not in self.server.awaited():
+            raise UnexpectedMessage("no masked vector is awaited from this site", site=site)
+        if header.payload_bytes != size:
+            raise BadUpload(f"a masked vector of {header.payload_bytes} bytes where {size} are planned", site=site)
+
+        def write(tx: Tx) -> None:
+            tx.accept_number(site, envelope.seq)
+            if site not in self.server.answered():
+                tx.announce(self.run, self.number, site, envelope.body)
+
+        self._hub.store.run_tx("announce", write)
+        if site in self.server.answered():
+            async with self._lock:
+                self.server.receive(site, envelope.body)  # the same again is no event, another one is refused
+            return []
+        self._headers[site] = header
+        missing = [name for name, _ in self.parts_of(site) if not self._hub.parts.has(name)]
+        if not missing:
+            await self._complete(site)
+        return missing
+
+    def parts_of(self, site: str) -> list[tuple[str, int]]:
+        """(digest in hex, length) of each part that the site announced."""
+        header = self._headers.get(site)
+        return [(digest.hex(), length) for digest, length in header.parts] if header else []
+
+    def expecting(self, part: str) -> Iterator[tuple[str, int]]:
+        """The sites that announced this part and whose upload is not complete, with its length."""
+        if self.server.phase is Phase.MASKED:
+            for site in self._headers.keys() - self.server.answered():
+                yield from ((site, length) for name, length in self.parts_of(site) if name == part)
+
+    async def part_arrived(self, site: str) -> None:
+        """Accepts the site's masked vector once all its parts are here. Raises: BadUpload: they are not as signed."""
+        if all(self._hub.parts.has(name) for name, _ in self.parts_of(site)):
+            await self._complete(site)
+
+    async def _complete(self, site: str) -> None:
+        names = [name for name, _ in self.parts_of(site)]
+        root, length = await asyncio.to_thread(self._root, names)
+        self._headers[site].check(root, length)
+        key = (self.run, self.number)
+        data = self._hub.store.run_tx("upload", lambda tx: tx.uploads(*key)[site])
+        async with self._lock:
+            self._receive(site, data, None)
+
+    def _root(self, names: list[str]) -> tuple[bytes, int]:
+        builder, length = MerkleBuilder(), 0
+        for name in names:
+            with self._hub.parts.path(name).open("rb") as file:
+                while chunk := file.read(READ_BYTES):
+                    builder.update(chunk)
+                    length += len(chunk)
+        return builder.root(), length
+
+    def drop(self, site: str) -> None:
+        """The site will not answer any more in this round."""
+        self.gone.add(site)
+        self._hub.signals.notify([f"run/{self.run}"])
+
+    def restarted(self, site: str) -> None:
+        """The site's agent began anew: its secrets of this round are lost, unless it had not begun it."""
+        begun = self.server.phase is not Phase.KEYS or site in self.server.answered()
+        if begun and site in self.plan.sites:
+            self.drop(site)
+
+    # the driving
+
+    async def drive(self) -> None:
+        """Takes the round through its phases until the sum can be opened.
+
+        Raises: TooFewSurvivors, BadShare: the round is void; nothing was opened. StorageFull: try again later.
+        """
+        while self.server.phase is not Phase.OPEN:
+            if self.server.phase is Phase.VOID:
+                raise RoundVoid(f"round {self.number} was void already.")
+            started, phase = time.monotonic(), self.server.phase
+            await self._answers()
+            await self._close()
+            self.seconds[phase.value] = time.monotonic() - started
+
+    async def _answers(self) -> None:
+        """Returns when every awaited site has answered, is gone or not there any more, or at the deadline."""
+        patience, presence = self._hub.patience, self._hub.presence
+        allowed = patience.training if self.server.phase is Phase.MASKED else patience.answer
+        deadline = time.monotonic() + allowed
+        while not self._hub.signals.closing:
+            waiting = self.server.awaited() - self.server.answered() - self.gone
+            live = [site for site in waiting if presence.is_live(site)]
+            now = time.monotonic()
+            if not live or now >= deadline:
+                return
+            horizon = min(deadline, *(presence.until(site) for site in live))
+            await self._hub.signals.wait([f"run/{self.run}", "presence"], horizon - now)
+        raise Stopping("the coordinator stops.")
+
+    async def _close(self) -> None:
+        async with self._lock:
+            phase, answered, awaited = self.server.phase, self.server.answered(), self.server.awaited()
+            outgoing = await asyncio.to_thread(self.server.close)
+
+            def write(tx: Tx) -> None:
+                tx.append(self.run, self.number, "close", "", b"")
+                for site, body in outgoing.items():
+                    tx.mail(site, self._hub.letter(MAIL[phase], site, self.run, self.number, body))
+                missing = sorted(awaited - answered)
+                happened = {"event": "phase", "round": self.number, "closed": phase.value}
+                tx.add_event(self.run, {**happened, "phase": self.server.phase.value, "missing": missing})
+
+            self._commit("close", write)
+
+    # the sum
+
+    def total(self) -> tuple[Words, bytes]:
+        """The opened sum and its Merkle root; read from disk in pieces, however many sites there are."""
+        started = time.monotonic()
+        paths = {site: [self._hub.parts.path(name) for name, _ in self.parts_of(site)] for site in self.server.u3}
+
+        def read(site: str, offset: int, length: int) -> bytes:
+            pieces = []
+            while length > 0:
+                index, start = divmod(offset, PART_BYTES)
+                with paths[site][index].open("rb") as file:
+                    file.seek(start)
+                    pieces.append(file.read(min(length, PART_BYTES - start)))
+                if not pieces[-1]:
+                    raise BadUpload("a masked vector is shorter than it was", site=site)
+                offset, length = offset + len(pieces[-1]), length - len(pieces[-1])
+            return b"".join(pieces)
+
+        words = self.server.total(read)
+        root = root_of(memoryview(words.astype(words.dtype.newbyteorder("<"), copy=False)).cast("B"))
+        self.seconds["open"] = time.monotonic() - started
+        return words, root
+
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Bytes up and down of each site since the round began."""
+        up, down = self._hub.traffic.snapshot()
+        before_up, before_down = self._traffic
+
+        def since(after: Counter[str], before: Counter[str]) -> dict[str, int]:
+            return {site: after[site] - before[site] for site in self.plan.sites}
+
+        return {"bytes_up": since(up, before_up), "bytes_down": since(down, before_down)}

@@ -1,0 +1,318 @@
+"""The coordinator's database: every change of state is one transaction, `store.run_tx(name, fn)`.
+
+SQLite in WAL mode with synchronous=FULL: what a client was told is on disk before it is told. `fn` gets a `Tx`, the
+verbs on the tables; it may run twice (a lock that was taken, after Janus' run_tx), so it changes nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import alembic.command
+import alembic.config
+from sqlalchemy import Connection, Row, create_engine, delete, event, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import OperationalError
+
+from cloister.coordinator import tables as t
+from cloister.vector.errors import StateLocked, StorageFull, UsageError
+from cloister.wire import ReplayWindow
+
+BUSY_SECONDS = 10.0  # how long a statement waits for another process's transaction (`admit` beside `serve`)
+ATTEMPTS = 3
+MAIL_AT_ONCE = 64  # messages handed out in one poll
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A submitted job. job, submission, state: digests (hex). columns: the features, once they are settled."""
+
+    id: str
+    job: str
+    name: str
+    analyst: str
+    submission: str
+    roster: int
+    submitted: float
+    status: str
+    stopping: bool
+    columns: Mapping[str, str] | None
+    state: str | None
+    error: Mapping[str, str] | None
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> Run:
+        data = dict(row._mapping)
+        for name in ("columns", "error"):
+            data[name] = None if data[name] is None else json.loads(data[name])
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a run. outcome: "open", "done" or "void". receipt, blob: digests (hex) once it is done."""
+
+    run: str
+    number: int
+    plan: bytes
+    previous: str
+    outcome: str
+    receipt: str | None
+    blob: str | None
+    started: float
+
+
+class Tx:
+    """The verbs on the tables, inside one transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._run = connection.execute
+        self.touched: set[str] = set()  # topics whose waiters are woken once this is committed
+
+    # rosters and members
+
+    def rosters_after(self, version: int) -> list[bytes]:
+        rows = self._run(select(t.roster.c.signed).where(t.roster.c.version > version).order_by(t.roster.c.version))
+        return [row.signed for row in rows]
+
+    def roster(self, version: int | None) -> bytes | None:
+        """The signed bytes of one version, or of the newest."""
+        query = select(t.roster.c.signed).order_by(t.roster.c.version.desc()).limit(1)
+        return self._run(query if version is None else query.where(t.roster.c.version == version)).scalar()
+
+    def add_roster(self, version: int, signed: bytes) -> None:
+        self._run(insert(t.roster).values(version=version, signed=signed))
+
+    def add_invitation(self, token: str, id: str, role: str, expires: float) -> None:
+        self._run(insert(t.invitation).values(token=token, id=id, role=role, expires=expires, spent=False))
+
+    def invitation(self, token: str) -> Row[Any] | None:
+        return self._run(select(t.invitation).where(t.invitation.c.token == token)).first()
+
+    def spend(self, token: str) -> None:
+        self._run(update(t.invitation).where(t.invitation.c.token == token).values(spent=True))
+
+    def add_enrolment(self, id: str, role: str, key: bytes) -> None:
+        row = {"id": id, "role": role, "key": key}
+        self._run(upsert(t.enrolment).values(row).on_conflict_do_update(["id"], set_=row))
+
+    def enrolments(self) -> Sequence[Row[Any]]:
+        return self._run(select(t.enrolment).order_by(t.enrolment.c.id)).all()
+
+    def drop_enrolment(self, id: str) -> None:
+        self._run(delete(t.enrolment).where(t.enrolment.c.id == id))
+
+    # envelopes
+
+    def accept_number(self, sender: str, seq: int) -> None:
+        """Raises: EnvelopeReplayed."""
+        row = self._run(select(t.sender).where(t.sender.c.id == sender)).first()
+        window = ReplayWindow(row.highest, int(row.seen, 16)) if row else ReplayWindow()
+        window = window.accept(seq, sender)
+        values = {"id": sender, "highest": window.highest, "seen": f"{window.seen:x}"}
+        self._run(upsert(t.sender).values(values).on_conflict_do_update(["id"], set_=values))
+
+    def mail(self, site: str, make: Callable[[int], bytes]) -> None:
+        """Puts a message into a site's mailbox. Args: make: the envelope, given its number."""
+        head = t.mailbox_head.c.number
+        number = (self._run(select(head).where(t.mailbox_head.c.site == site)).scalar() or 0) + 1
+        row = {"site": site, "number": number}
+        self._run(upsert(t.mailbox_head).values(row).on_conflict_do_update(["site"], set_=row))
+        self._run(insert(t.mailbox).values(**row, data=make(number)))
+        self.touched.add(f"mail/{site}")
+
+    def acknowledge(self, site: str, number: int) -> None:
+        self._run(delete(t.mailbox).where(t.mailbox.c.site == site, t.mailbox.c.number <= number))
+
+    def mail_after(self, site: str, number: int) -> list[bytes]:
+        where = (t.mailbox.c.site == site, t.mailbox.c.number > number)
+        query = select(t.mailbox.c.data).where(*where).order_by(t.mailbox.c.number).limit(MAIL_AT_ONCE)
+        return [row.data for row in self._run(query)]
+
+    def set_catalogue(self, site: str, body: bytes) -> None:
+        row = {"site": site, "body": body}
+        self._run(upsert(t.catalogue).values(row).on_conflict_do_update(["site"], set_=row))
+
+    def catalogues(self) -> dict[str, bytes]:
+        return {row.site: row.body for row in self._run(select(t.catalogue))}
+
+    # runs
+
+    def add_run(self, run: Run) -> None:
+        self._run(insert(t.run).values({**run.__dict__, "columns": None, "error": None}))
+
+    def runs(self, status: str | None = None) -> list[Run]:
+        query = select(t.run).order_by(t.run.c.submitted)
+        return [Run.of(row) for row in self._run(query if status is None else query.where(t.run.c.status == status))]
+
+    def run(self, id: str) -> Run:
+        """Raises: UsageError: there is none."""
+        row = self._run(select(t.run).where(t.run.c.id == id)).first()
+        if row is None:
+            raise UsageError(f"there is no run {id!r}.", mend="`cloister status` lists them.")
+        return Run.of(row)
+
+    def set_run(self, id: str, **values: Any) -> None:
+        """Args: values: columns of the row; mappings are stored as JSON."""
+        stored = {name: json.dumps(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+        self._run(update(t.run).where(t.run.c.id == id).values(stored))
+
+    def refuse_run(self, run: str, site: str, body: str) -> None:
+        row = {"run": run, "site": site, "body": body}
+        self._run(upsert(t.run_refusal).values(row).on_conflict_do_update(["run", "site"], set_=row))
+        self.touched.add(f"run/{run}")
+
+    def run_refusals(self, run: str) -> dict[str, dict[str, str]]:
+        rows = self._run(select(t.run_refusal).where(t.run_refusal.c.run == run))
+        return {row.site: json.loads(row.body) for row in rows}
+
+    # rounds
+
+    def add_round(self, round: Round) -> None:
+        self._run(insert(t.round).values(round.__dict__))
+
+    def set_round(self, run: str, number: int, **values: Any) -> None:
+        self._run(update(t.round).where(t.round.c.run == run, t.round.c.number == number).values(values))
+
+    def rounds(self, run: str) -> list[Round]:
+        rows = self._run(select(t.round).where(t.round.c.run == run).order_by(t.round.c.number))
+        return [Round(**row._mapping) for row in rows]
+
+    def last_round(self, run: str, outcome: str | None = None) -> Round | None:
+        query = select(t.round).where(t.round.c.run == run).order_by(t.round.c.number.desc()).limit(1)
+        row = self._run(query if outcome is None else query.where(t.round.c.outcome == outcome)).first()
+        return None if row is None else Round(**row._mapping)
+
+    def append(self, run: str, round: int, kind: str, site: str, data: bytes) -> None:
+        """One more thing that the round's seal machine was told; a message that is there already is kept once."""
+        where = (t.transcript.c.run == run, t.transcript.c.round == round)
+        if kind == "message":
+            same = (*where, t.transcript.c.site == site, t.transcript.c.data == data)
+            if self._run(select(t.transcript.c.number).where(*same)).first():
+                return
+        last = self._run(select(func.max(t.transcript.c.number)).where(*where)).scalar() or 0
+        row = {"run": run, "round": round, "number": last + 1, "kind": kind, "site": site, "data": data}
+        self._run(insert(t.transcript).values(row))
+        self.touched.add(f"run/{run}")
+
+    def transcript(self, run: str, round: int) -> list[tuple[str, str, bytes]]:
+        """(kind, site, data) in order."""
+        where = (t.transcript.c.run == run, t.transcript.c.round == round)
+        rows = self._run(select(t.transcript).where(*where).order_by(t.transcript.c.number))
+        return [(row.kind, row.site, row.data) for row in rows]
+
+    def announce(self, run: str, round: int, site: str, header: bytes) -> None:
+        row = {"run": run, "round": round, "site": site, "header": header}
+        self._run(upsert(t.upload).values(row).on_conflict_do_update(["run", "round", "site"], set_=row))
+
+    def uploads(self, run: str, round: int) -> dict[str, bytes]:
+        rows = self._run(select(t.upload).where(t.upload.c.run == run, t.upload.c.round == round))
+        return {row.site: row.header for row in rows}
+
+    def drop_rounds(self, run: str, before: int) -> list[bytes]:
+        """Forgets transcripts and uploads of a run's rounds before this one; returns the headers of the uploads."""
+        return self._drop(run, lambda round: round < before)
+
+    def drop_round(self, run: str, number: int) -> list[bytes]:
+        """The same for one round."""
+        return self._drop(run, lambda round: round == number)
+
+    def _drop(self, run: str, which: Callable[[Any], Any]) -> list[bytes]:
+        where = (t.upload.c.run == run, which(t.upload.c.round))
+        headers = [row.header for row in self._run(select(t.upload.c.header).where(*where))]
+        self._run(delete(t.upload).where(*where))
+        self._run(delete(t.transcript).where(t.transcript.c.run == run, which(t.transcript.c.round)))
+        return headers
+
+    # events
+
+    def add_event(self, run: str, body: Mapping[str, Any]) -> None:
+        last = self._run(select(func.max(t.event.c.number)).where(t.event.c.run == run)).scalar() or 0
+        self._run(insert(t.event).values(run=run, number=last + 1, at=time.time(), body=json.dumps(body)))
+        self.touched.add(f"events/{run}")
+
+    def events_after(self, run: str, number: int) -> list[dict[str, Any]]:
+        where = (t.event.c.run == run, t.event.c.number > number)
+        rows = self._run(select(t.event).where(*where).order_by(t.event.c.number))
+        return [{"number": row.number, "at": row.at, **json.loads(row.body)} for row in rows]
+
+
+class Store:
+    """The database in one file; safe to use from several threads and processes.
+
+    Attributes: on_commit: told the topics that a transaction touched, once it is durable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.on_commit: Callable[[set[str]], None] = lambda topics: None
+        self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+        event.listen(self._engine, "connect", _on_connect)
+        event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        with self._translated(), self._engine.connect() as connection:
+            config = alembic.config.Config()
+            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+            connection.commit()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def run_tx(self, name: str, fn: Callable[[Tx], Result]) -> Result:
+        """Runs `fn` in one transaction and returns what it returns.
+
+        Args: name: of the transition, for messages.
+        Raises: StorageFull: the disk is full; nothing was changed. StateLocked: another process held it too long.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                with self._translated(name), self._engine.begin() as connection:
+                    tx = Tx(connection)
+                    result = fn(tx)
+                self.on_commit(tx.touched)
+                return result
+            except StateLocked:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def add_roster(self, version: int, signed: bytes) -> None:
+        self.run_tx("roster", lambda tx: tx.add_roster(version, signed))
+
+    @contextmanager
+    def _translated(self, name: str = "open") -> Iterator[None]:
+        """SQLite's own words in ours."""
+        try:
+            yield
+        except OperationalError as fault:
+            code = getattr(fault.orig, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                mend = "Free some space; the coordinator goes on where it was."
+                raise StorageFull(f"the disk of {self._path} is full ({name}).", mend=mend) from fault
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StateLocked(f"another process holds {self._path} ({name}).", mend="Try again.") from fault
+            raise
+
+
+def _on_connect(connection: sqlite3.Connection, record: object) -> None:
+    connection.isolation_level = None  # SQLAlchemy says BEGIN IMMEDIATE itself
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def storage_full(fault: OSError, what: str) -> StorageFull | OSError:
+    """`fault` in our words if it says that a disk is full, else itself."""
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"the disk is full ({what}).", mend="Free some space; nothing computed is lost.")
+    return fault

@@ -1,0 +1,146 @@
+"""The coordinator's tables. Each row's life is told in one line; docs/data-model.md draws them.
+
+Migrations (Alembic) make them; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+
+metadata = MetaData()
+ID, HEX = String(63), String(64)
+
+# one row for each version, never changed
+roster = Table(
+    "roster",
+    metadata,
+    Column("version", Integer, primary_key=True),
+    Column("signed", LargeBinary, nullable=False),
+)
+
+# made by `invite`; spent by the first enrolment with its token, which is stored hashed
+invitation = Table(
+    "invitation",
+    metadata,
+    Column("token", HEX, primary_key=True),
+    Column("id", ID, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("spent", Boolean, nullable=False),
+)
+
+# a key that waits for the root's signature; gone once it is in the roster
+enrolment = Table(
+    "enrolment",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("key", LargeBinary, nullable=False),
+)
+
+# what a member's envelopes were numbered so far (`wire.ReplayWindow`; seen in hex)
+sender = Table(
+    "sender",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("highest", BigInteger, nullable=False),
+    Column("seen", Text, nullable=False),
+)
+
+# what a site offers, as it last said
+catalogue = Table(
+    "catalogue",
+    metadata,
+    Column("site", ID, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+# signed envelopes for a site, until it acknowledges them
+mailbox = Table(
+    "mailbox",
+    metadata,
+    Column("site", ID, primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
+
+# the last number given in each mailbox, which outlives its messages
+mailbox_head = Table(
+    "mailbox_head",
+    metadata,
+    Column("site", ID, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
+# a submitted job. status: running -> done | failed | stopped. state: digest of the newest checkpoint
+run = Table(
+    "run",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("job", HEX, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("analyst", ID, nullable=False),
+    Column("submission", HEX, nullable=False),
+    Column("roster", Integer, nullable=False),
+    Column("submitted", Float, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("stopping", Boolean, nullable=False),
+    Column("columns", Text, nullable=True),
+    Column("state", HEX, nullable=True),
+    Column("error", Text, nullable=True),
+)
+
+# a site that takes no part in a run, with its reason
+run_refusal = Table(
+    "run_refusal",
+    metadata,
+    Column("run", String(32), primary_key=True),
+    Column("site", ID, primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+# outcome: open -> done | void. previous, receipt: digests of the run's receipts; blob: of the signed receipt
+round = Table(
+    "round",
+    metadata,
+    Column("run", String(32), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("plan", LargeBinary, nullable=False),
+    Column("previous", HEX, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("receipt", HEX, nullable=True),
+    Column("blob", HEX, nullable=True),
+    Column("started", Float, nullable=False),
+)
+
+# what the seal machine of a round was told, in order: kind is "message" or "close"; replayed after a crash
+transcript = Table(
+    "transcript",
+    metadata,
+    Column("run", String(32), primary_key=True),
+    Column("round", BigInteger, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("site", ID, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+# the signed header of a masked vector, from its arrival until its round is over
+upload = Table(
+    "upload",
+    metadata,
+    Column("run", String(32), primary_key=True),
+    Column("round", BigInteger, primary_key=True),
+    Column("site", ID, primary_key=True),
+    Column("header", LargeBinary, nullable=False),
+)
+
+# what analysts watch; append-only
+event = Table(
+    "event",
+    metadata,
+    Column("run", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("body", Text, nullable=False),
+)
