@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -117,8 +118,9 @@ class Table:
 
     def _shared(self, schemas: Mapping[str, Mapping[str, str]]) -> set[str]:
         everywhere = set().union(*schemas.values()) - {self.target, self.split, *self.ignore}
-        for site in sorted(schemas):
-            for name in sorted(everywhere):
+        having = Counter(name for schema in schemas.values() for name in schema)
+        for name in sorted(everywhere, key=lambda name: (-having[name], name)):  # what most have is what is meant
+            for site in sorted(schemas):
                 if name not in schemas[site]:
                     error = missing_column(name, schemas[site], site)
                     error.mend = f"{error.mend} Or add it to the contract's ignore list.".strip()

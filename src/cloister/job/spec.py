@@ -60,20 +60,26 @@ def spec(cls: type[T]) -> type[T]:
         try:
             init(self, *args, **kwargs)
         except ValidationError as fault:
-            raise _job_error(cls.__name__, fault) from None
+            raise _job_error(made, fault) from None
 
     made.__init__ = checked
     _REGISTRY[cls.__name__] = made
     return made  # type: ignore[no-any-return]
 
 
-def _job_error(name: str, fault: ValidationError) -> JobError:
-    first = fault.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())
-    if first["type"] in {"unexpected_keyword_argument", "unexpected_positional_argument"}:
-        return JobError(f"{name} has no setting {where or 'at that position'}.", mend=f"See help(cloister.{name}).")
-    message = first["msg"].removeprefix("Value error, ")
-    return JobError(f"{name}: {where}: {message}." if where else f"{name}: {message}.")
+def _job_error(cls: type[Any], fault: ValidationError) -> JobError:
+    """The first field that does not fit, and why; of a field with alternatives, why none of them fits."""
+    errors = fault.errors(include_url=False, include_context=False)
+    head, *inner = errors[0]["loc"] or ("",)
+    fields = [field.name for field in dataclasses.fields(cls)]
+    known = fields[head] if isinstance(head, int) and head < len(fields) else str(head)
+    if errors[0]["type"] in {"unexpected_keyword_argument", "unexpected_positional_argument"}:
+        setting = f"setting {known!r}" if isinstance(head, str) else f"setting number {head + 1}"
+        return JobError(f"{cls.__name__} has no {setting}.", mend=f"It has {', '.join(fields)}.")
+    within = [part for part in inner[:1] if isinstance(part, str) and part.isidentifier() and part not in _REGISTRY]
+    where = ".".join([known, *within])
+    reasons = [each["msg"].removeprefix("Value error, ") for each in errors if each["loc"][:1] == (head,)]
+    return JobError(f"{cls.__name__}: {where}: {'; '.join(dict.fromkeys(reasons[:4]))}.")
 
 
 def is_spec(value: Any) -> bool:
