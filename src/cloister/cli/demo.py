@@ -1,0 +1,84 @@
+"""`cloister demo`: a sealed federation on this machine, end to end, and whether it was worth it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cloister.cli.output import AsJson, finish
+from cloister.vector.errors import UsageError
+
+if TYPE_CHECKING:
+    from cloister.cli.loopback import Loopback
+
+FEWEST_SITES = 3
+MOST_SITES = 64
+Data = Annotated[
+    Path | None, typer.Option("--data", help="A folder with one CSV per site (default: bundled breast-cancer data).")
+]
+
+
+def demo(
+    data: Data = None,
+    target: Annotated[str | None, typer.Option("--target", help="With --data: the column to predict.")] = None,
+    sites: Annotated[int, typer.Option("--sites", min=FEWEST_SITES, max=MOST_SITES, help="Without --data.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 20,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split, the model and the shuffling.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where everything is kept.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the processes running.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start one coordinator and five sites on loopback TLS, train under the sealed sum, kill a site on the way."""
+    if (data is None) != (target is None):
+        raise UsageError("--data and --target go together.", mend="For example --data hospitals --target disease.")
+    from cloister.cli.demo_data import job_over, split_bundled, tables_of
+    from cloister.cli.demo_run import Demonstration
+    from cloister.cli.demo_view import lines
+    from cloister.cli.loopback import Loopback
+    from cloister.cli.progress import Progress
+
+    folder = _folder(out)
+    tables = split_bundled(folder / "data", sites, seed) if data is None else tables_of(data)
+    job = job_over(tables, target, rounds=rounds, seed=seed)
+    federation = Loopback(folder)
+    with _ended(federation, keep), Progress(rounds=rounds, quiet=as_json) as view:
+        outcome = Demonstration(federation, job, tables, view).run()
+        if keep:
+            outcome["processes"] = {name: process.pid for name, process in federation.processes.items()}
+    finish(outcome, as_json, lines(outcome), f"open {outcome['results']}/report.html")
+    if not outcome["ok"]:
+        raise typer.Exit(1)
+
+
+def _folder(out: Path | None) -> Path:
+    if out is None:
+        return Path(tempfile.mkdtemp(prefix="cloister-demo-"))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not an empty folder.", mend="Choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+@contextlib.contextmanager
+def _ended(federation: Loopback, keep: bool) -> Iterator[None]:
+    """Ends all processes whatever happens (Ctrl-C and SIGTERM too), unless they are to be kept and all went well."""
+
+    def interrupt(*details: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        if not keep:
+            federation.stop()
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,79 @@
+"""What the demonstration trains on: the bundled table cut into sites, or a folder of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cloister.cli import bundled
+from cloister.vector.errors import DataError
+
+if TYPE_CHECKING:
+    from cloister.job import Job
+
+Tables = dict[str, Path]
+Loss = Literal["bce", "cross_entropy", "mse"]
+MOST_CLASSES = 20  # a numeric target with more values is a number to predict
+
+
+def split_bundled(folder: Path, sites: int, seed: int) -> Tables:
+    """Writes one CSV per site, with skewed label and size shares, and returns them by site id."""
+    from cloister.simulation import shards
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for site, frame in shards(bundled.breast_cancer(), target=bundled.TARGET, sites=sites, seed=seed).items():
+        found[site] = folder / f"{site}.csv"
+        frame.to_csv(found[site], index=False)
+    return found
+
+
+def tables_of(folder: Path) -> Tables:
+    """The CSVs of a folder by site id. Raises: DataError: none, fewer than three, or a site without rows."""
+    from cloister.simulation import shards
+    from cloister.simulation.data import site_id
+
+    files = {site_id(path.stem): path for path in sorted(folder.glob("*")) if path.suffix.lower() == ".csv"}
+    return {site: files[site] for site in shards(folder, target="")}
+
+
+def job_over(tables: Tables, target: str | None, *, rounds: int, seed: int) -> Job:
+    """The demonstration's job: an MLP by FedAvg over every column of the tables but the target.
+
+    Args: target: None for the bundled table. Raises: DataError: no such column, or nothing to tell apart.
+    """
+    from cloister.algorithms import FedAvg
+    from cloister.job import SGD, Impute, Job, OneHot, Standardize, Table, Torch, nets
+
+    name, column = ("breast-cancer", bundled.TARGET) if target is None else ("demo", target)
+    loss, classes = _target_of(tables, column)
+    return Job(
+        data=Table(name, target=column, classes=classes),
+        prepare=(Impute(), OneHot(), Standardize()),
+        task=Torch(model=nets.MLP((32,)), loss=loss, optimizer=SGD(lr=0.1), epochs=1, batch_size=32),
+        algorithm=FedAvg(rounds=rounds),
+        seed=seed,
+    )
+
+
+def _target_of(tables: Tables, target: str) -> tuple[Loss, tuple[str, ...] | None]:
+    """The loss that fits the target column, and its labels in order. The demonstration may look: it has all rows."""
+    from cloister import learn
+    from cloister.job.data import missing_column, text
+
+    labels: set[str] = set()
+    numeric = True
+    for site, path in tables.items():
+        frame = learn.read_table(path)
+        if target not in frame:
+            raise missing_column(target, map(str, frame.columns), site)
+        labels |= {text(value) for value in frame[target]} - {""}
+        numeric = numeric and frame[target].dtype.kind == "f"
+    if len(labels) < 2:
+        raise DataError(f"column {target!r} has fewer than two values.", mend="Choose another --target.")
+    if len(labels) > MOST_CLASSES:
+        if not numeric:
+            raise DataError(f"column {target!r} has {len(labels)} different texts.", mend="Choose another --target.")
+        return "mse", None
+    ordered = sorted(labels, key=lambda label: (float(label), label) if numeric else (0.0, label))
+    return ("bce" if len(ordered) == 2 else "cross_entropy"), tuple(ordered)

@@ -1,0 +1,102 @@
+"""How a command speaks: people read tables and one next step, machines read one JSON object (`--json`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, errors included.")]
+
+console = Console(highlight=False)
+progress = Console(stderr=True, highlight=False)  # what happens on the way; a pipe sees only the result
+
+
+def say(text: str) -> None:
+    """One line about what happens now, for people: on standard error, so a result can be piped."""
+    progress.print(f"[dim]{escape(text)}[/dim]")
+
+
+def finish(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any], next_step: str) -> None:
+    """Ends a command: the result as JSON, or as `lines` (texts or rich tables) and the one next step."""
+    if as_json:
+        print(json.dumps({**result, "next": next_step}, default=_plain))
+        return
+    for line in lines:
+        console.print(line)
+    if next_step:
+        console.print(f"[bold]next:[/bold] {escape(next_step)}", soft_wrap=True)
+
+
+def stream(event: Mapping[str, Any], as_json: bool) -> None:
+    """One event of a command that runs on: a JSON line, or a short sentence."""
+    if as_json:
+        print(json.dumps(event, default=_plain), flush=True)
+    else:
+        console.print(describe(event), soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table; every column but the first is set flush right."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for number, name in enumerate(columns):
+        made.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def facts(title: str, known: Mapping[str, Any]) -> Table:
+    """A table of names and what they are, for reading."""
+    made = table(title, ("", ""), [])
+    made.show_header = False
+    made.columns[1].justify = "left"
+    for name, value in known.items():
+        made.add_row(name, escape(str(value)))
+    return made
+
+
+def describe(event: Mapping[str, Any]) -> str:
+    """One event in one line: its name, then what it carries, in rich markup."""
+    rest = {key: value for key, value in event.items() if key not in ("event", "number", "run")}
+    name = str(event.get("event", ""))
+    colour = {"refused": "yellow", "void": "yellow", "failed": "red", "done": "green"}.get(name, "cyan")
+    facts = "  ".join(f"{key} {_short(value)}" for key, value in rest.items() if value not in (None, "", {}, []))
+    return f"[{colour}]{escape(name)}[/{colour}]  {escape(facts)}"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_short(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(_short(entry) for entry in value)
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if hasattr(value, "item"):  # a numpy scalar
+        return value.item()
+    return str(value)

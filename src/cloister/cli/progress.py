@@ -1,0 +1,65 @@
+"""Progress of a run for people, on standard error: steps as lines, training rounds as a live bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from cloister.cli.output import progress
+
+METRICS = ("accuracy", "auc", "loss", "rmse", "mae")
+
+
+class Progress:
+    """Steps as lines, rounds as a live bar (or as lines where standard error is no terminal).
+
+    Args: rounds: of training. quiet: show nothing (`--json`).
+    """
+
+    def __init__(self, *, rounds: int, quiet: bool) -> None:
+        self._rounds, self._quiet = rounds, quiet
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def say(self, text: str, style: str = "dim") -> None:
+        if self._quiet:
+            return
+        console = self._bar.console if self._bar else progress
+        console.print(f"[{style}]{escape(text)}[/{style}]" if style else text, soft_wrap=True)
+
+    def train(self) -> None:
+        """From here on there are rounds to count."""
+        if self._quiet or not sys.stderr.isatty():
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+        )
+        self._bar = Bar(*columns, console=progress, transient=True)
+        self._task = self._bar.add_task("training", total=self._rounds, facts="")
+        self._bar.start()
+
+    def round(self, event: Mapping[str, Any]) -> None:
+        """One opened round of the run."""
+        facts = f"{event['survivors']} of {event['sites']} sites"
+        measured = "  ".join(f"{name} {event[name]:.3f}" for name in METRICS if isinstance(event.get(name), float))
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=event["step"], facts=f"{facts}  {measured}")
+        elif event["stage"] == "train":
+            self.say(f"round {event['step']:>3} of {self._rounds}  {facts}  {measured}")
