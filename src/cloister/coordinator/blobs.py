@@ -24,7 +24,10 @@ class BlobFolder:
         self._path = path
         self._aside = path / "incoming"
         self._aside.mkdir(parents=True, exist_ok=True)
-        for left_over in self._aside.iterdir():  # of a process that was killed
+
+    def clear_incoming(self) -> None:
+        """Removes what a killed process left half-written; only for the one process that serves the folder."""
+        for left_over in self._aside.iterdir():
             left_over.unlink(missing_ok=True)
 
     def _place(self, name: str) -> Path:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cloister.coordinator.blobs import BlobFolder
 from cloister.coordinator.store import Store
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
@@ -64,6 +65,14 @@ class Folder:
 
     def store(self) -> Store:
         return Store(self.path / "cloister.db")
+
+    def blobs(self) -> BlobFolder:
+        """Queries, jobs, states and receipts."""
+        return BlobFolder(self.path / "blobs")
+
+    def parts(self) -> BlobFolder:
+        """Masked vectors, in parts."""
+        return BlobFolder(self.path / "parts")
 
 
 def open_folder(path: Path) -> Folder:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cloister.coordinator.blobs import BlobFolder
 from cloister.coordinator.folder import COORDINATOR, Folder
 from cloister.coordinator.membership import Members
 from cloister.coordinator.presence import Presence, Signals, Traffic
@@ -47,8 +46,9 @@ class Hub:
         self.identity = folder.identity()
         self.store = folder.store()
         self.members = Members(folder, self.store)
-        self.blobs = BlobFolder(folder.path / "blobs")
-        self.parts = BlobFolder(folder.path / "parts")
+        self.blobs, self.parts = folder.blobs(), folder.parts()
+        for store in (self.blobs, self.parts):
+            store.clear_incoming()
         self.signals = Signals()
         self.presence = Presence(self.signals)
         self.traffic = Traffic()
