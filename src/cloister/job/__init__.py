@@ -8,12 +8,12 @@ from cloister.job.prepare import Impute, OneHot, Standardize
 from cloister.job.task import SGD, Adam, Sklearn, Torch
 
 __all__ = [
-    "SGD",
     "Adam",
     "Evaluate",
     "Impute",
     "Job",
     "OneHot",
+    "SGD",
     "Sklearn",
     "Standardize",
     "Table",
