@@ -193,7 +193,7 @@ class RemoteCohort:
             attempt=0,
             job=bytes.fromhex(run.job),
             query=name,
-            algorithm=f"{type(self._job.algorithm).__name__.lower()}.{query.task}",
+            algorithm=f"{self._job.algorithm.name.lower()}.{query.task}",
             bits=self._job.bits,
             layout=query.sealed_layout,
             max_rows=query.max_rows,

@@ -99,6 +99,7 @@ class _Http:
 
     def _is_transient(self, fault: Exception) -> bool:
         transient = isinstance(fault, httpx2.TransportError | _NotNow)
+        transient = transient and "CERTIFICATE_VERIFY_FAILED" not in str(fault)  # another coordinator answers there
         if transient:
             self._on_retry(f"the coordinator at {self.url} does not answer ({_reason(fault)}); trying again")
         return transient
