@@ -51,7 +51,7 @@ def test_no_file_is_too_long() -> None:
 
 def test_no_function_is_too_long() -> None:
     long = {}
-    for path in python_files():
+    for path in (path for path in python_files() if "migrations" not in path.parts):  # those are frozen records
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1

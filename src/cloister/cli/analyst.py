@@ -24,11 +24,12 @@ from cloister.site.rosters import Rosters
 from cloister.site.settings import write_private
 from cloister.vector.errors import NotInRoster, UsageError
 from cloister.wire import CoordinatorClient, Invitation, enroll, fetch_certificate, fetch_roster
+from cloister.wire.api import revive
 
 ADMISSION_SECONDS = 600.0  # a person compares words meanwhile
 ADMISSION_POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
-ENDS = ("done", "failed", "stopped")
+ENDS = ("failed", "stopped")
 
 Notify = Callable[[str], None]
 
@@ -150,10 +151,18 @@ class Analyst:
 
 
 async def follow(client: CoordinatorClient, run: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
-    """The events of a run as they happen, until it ends."""
+    """The events of a run as they happen, until it ends. Raises: what ended it, unless it is done."""
     while True:
         for event in await client.events(run, after):
             after = event["number"]
             yield event
             if event["event"] in ENDS:
+                error = event.get("error", "")
+                raise revive(
+                    error,
+                    event.get("message", f"the run {event['event']}."),
+                    event.get("mend", ""),
+                    event.get("site", ""),
+                )
+            if event["event"] == "done":
                 return

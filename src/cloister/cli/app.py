@@ -18,6 +18,8 @@ import typer
 from cloister.cli import check, coordinator, demo, runs, simulate, site
 from cloister.vector.errors import AddressInUse, CloisterError, StorageFull, UsageError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="cloister",
     help="Federated learning that secures model training: only a share of a sealed sum ever leaves a site.",
@@ -56,6 +58,8 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         code = app(arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except CloisterError as fault:
         return _report(fault, as_json)
@@ -63,7 +67,7 @@ def run(arguments: list[str]) -> int:
         return _report(UsageError(_sentence(fault.format_message()), mend="See --help."), as_json)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at exit
         return 1

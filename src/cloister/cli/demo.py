@@ -17,7 +17,6 @@ from cloister.vector.errors import UsageError
 if TYPE_CHECKING:
     from cloister.cli.loopback import Loopback
 
-FEWEST_SITES = 3
 MOST_SITES = 64
 Data = Annotated[
     Path | None, typer.Option("--data", help="A folder with one CSV per site (default: bundled breast-cancer data).")
@@ -27,7 +26,7 @@ Data = Annotated[
 def demo(
     data: Data = None,
     target: Annotated[str | None, typer.Option("--target", help="With --data: the column to predict.")] = None,
-    sites: Annotated[int, typer.Option("--sites", min=FEWEST_SITES, max=MOST_SITES, help="Without --data.")] = 5,
+    sites: Annotated[int, typer.Option("--sites", max=MOST_SITES, help="Without --data; at least 3.")] = 5,
     rounds: Annotated[int, typer.Option("--rounds", min=1)] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split, the model and the shuffling.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where everything is kept.")] = None,
@@ -37,14 +36,19 @@ def demo(
     """Start one coordinator and five sites on loopback TLS, train under the sealed sum, kill a site on the way."""
     if (data is None) != (target is None):
         raise UsageError("--data and --target go together.", mend="For example --data hospitals --target disease.")
-    from cloister.cli.demo_data import job_over, split_bundled, tables_of
+    from cloister.cli.demo_data import job_over, split_bundled, tables_of, write
     from cloister.cli.demo_run import Demonstration
     from cloister.cli.demo_view import lines
     from cloister.cli.loopback import Loopback
     from cloister.cli.progress import Progress
 
-    folder = _folder(out)
-    tables = split_bundled(folder / "data", sites, seed) if data is None else tables_of(data)
+    if data is None:
+        frames = split_bundled(sites, seed)
+        folder = _folder(out)
+        tables = write(frames, folder / "data")
+    else:
+        tables = tables_of(data)
+        folder = _folder(out)
     job = job_over(tables, target, rounds=rounds, seed=seed)
     federation = Loopback(folder)
     with _ended(federation, keep), Progress(rounds=rounds, quiet=as_json) as view:

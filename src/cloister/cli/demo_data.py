@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,8 @@ from cloister.cli import bundled
 from cloister.vector.errors import DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cloister.job import Job
 
 Tables = dict[str, Path]
@@ -16,13 +19,18 @@ Loss = Literal["bce", "cross_entropy", "mse"]
 MOST_CLASSES = 20  # a numeric target with more values is a number to predict
 
 
-def split_bundled(folder: Path, sites: int, seed: int) -> Tables:
-    """Writes one CSV per site, with skewed label and size shares, and returns them by site id."""
+def split_bundled(sites: int, seed: int) -> dict[str, pd.DataFrame]:
+    """The bundled table cut into sites, with skewed label and size shares. Raises: UsageError: too few sites."""
     from cloister.simulation import shards
 
+    return shards(bundled.breast_cancer(), target=bundled.TARGET, sites=sites, seed=seed)
+
+
+def write(frames: Mapping[str, pd.DataFrame], folder: Path) -> Tables:
+    """Writes one CSV per site; a site's own folder and nobody else's, in a real federation."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
-    for site, frame in shards(bundled.breast_cancer(), target=bundled.TARGET, sites=sites, seed=seed).items():
+    for site, frame in frames.items():
         found[site] = folder / f"{site}.csv"
         frame.to_csv(found[site], index=False)
     return found

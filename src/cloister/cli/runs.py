@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from cloister.cli.output import AsJson, finish, say, stream, table
-from cloister.vector.errors import CloisterError, UsageError
+from cloister.vector.errors import UsageError
 
 T = TypeVar("T")
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The analyst's folder.")]
@@ -116,8 +116,6 @@ async def _watch(client: Any, run: str, as_json: bool) -> None:
 
     async for event in follow(client, run):
         stream(event, as_json)
-        if event["event"] in ("failed", "stopped"):
-            raise CloisterError(f"the run {event['event']}: {event.get('message', 'see its events')}")
 
 
 async def _fetch(client: Any, run: str, out: Path) -> dict[str, Any]:
