@@ -29,10 +29,9 @@ class Kind(IntEnum):
     JOB = 2  # the job bundle
     QUERY = 3  # Query.to_bytes()
     SCHEMA = 4  # JSON: {column: type}
-    CHECKED = 5  # JSON: the table fulfils the contract; from here on the job's own code may run
-    READY = 6  # empty: the trainer stands
-    ANSWER = 7  # Answer.to_bytes()
-    FAULT = 8  # JSON: CloisterError.as_json()
+    READY = 5  # JSON: the table fulfils the contract; from here on the job's own code may run
+    ANSWER = 6  # Answer.to_bytes()
+    FAULT = 7  # JSON: CloisterError.as_json()
 
 
 Limits = Mapping[Kind, int]

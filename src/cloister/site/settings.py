@@ -4,12 +4,13 @@
     policy.toml    the steward's rules; a rule that is not written down refuses
     identity.key   this site's Ed25519 key, readable by its owner only; it never leaves the folder
     pinned.json    the coordinator's TLS certificate and the federation's root key, as the invitation named them
-    roster         the newest roster accepted, as signed by the root
+    rosters/       every roster version accepted, as signed by the root (`rosters.py`)
     journal.db     what this site promised, said and refused (`journal.py`)
     lock           held by the running agent
     state/         one private folder per run for its training process
+    worker.log     what the last failing training process printed; may hold data values, stays here
 
-Made by `join.py`; a steward edits the two TOML files, the rest is the agent's.
+Made by `enrol.py`; a steward edits the two TOML files, the rest is the agent's.
 """
 
 from __future__ import annotations
@@ -114,12 +115,16 @@ class SiteFolder:
         return self.root / "lock"
 
     @property
-    def roster(self) -> Path:
-        return self.root / "roster"
+    def rosters(self) -> Path:
+        return self.root / "rosters"
 
-    def state(self, run: bytes) -> Path:
-        """The private folder of one run's training process."""
-        return self.root / "state" / run.hex()
+    @property
+    def worker_log(self) -> Path:
+        return self.root / "worker.log"
+
+    def state(self, name: str) -> Path:
+        """The private folder of one training process. Args: name: the run's id (hex)."""
+        return self.root / "state" / name
 
     def settings(self) -> SiteSettings:
         """Relative data files are relative to the folder."""

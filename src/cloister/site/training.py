@@ -17,9 +17,11 @@ from pathlib import Path
 from cloister.site import framing, sandbox
 from cloister.site.framing import Kind, Limits
 from cloister.site.sandbox import WorkerLimits
+from cloister.site.settings import write_private
 from cloister.vector import Answer, CloisterError, Query
 from cloister.vector.errors import (
     DataError,
+    EnvironmentFailure,
     LocalError,
     MalformedMessage,
     PolicyRefused,
@@ -31,6 +33,7 @@ from cloister.vector.errors import (
 LOG_BYTES = 1 << 16  # of a worker's output kept, the newest; it may print gigabytes
 MESSAGE_CHARACTERS = 400
 SECONDS_TO_DIE = 2.0
+SECONDS_TO_PRINT = 0.02  # the traceback is written before the fault, through another pipe
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,16 @@ class Task:
 
     Attributes:
       site: the site's id. table: its data file. home: the worker's private folder, made if absent.
+      log: where the end of what the worker printed is kept when it fails; may hold data values.
       job: the bundle; empty to read the table's schema only.
-      ships_code: then nothing the worker says after the contract's check is passed on in words.
+      ships_code: then nothing the worker says once that code may have run is passed on in words.
     """
 
     site: str
     table: Path
     home: Path
     limits: WorkerLimits
+    log: Path
     job: bytes = b""
     ships_code: bool = False
 
@@ -66,7 +71,10 @@ async def read_schema(task: Task) -> dict[str, str]:
 
 
 class Worker:
-    """One training process. `start` it, `answer` queries one at a time, `close` it."""
+    """One training process. `start` it, `answer` queries one at a time, `close` it.
+
+    Attributes: walls: what confines it. warnings: about the table, for the steward, one line each.
+    """
 
     def __init__(self, task: Task, process: asyncio.subprocess.Process) -> None:
         assert process.stdin
@@ -79,6 +87,7 @@ class Worker:
         self._turn = asyncio.Lock()
         self._believed = True  # no code of the job has run yet
         self.walls: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = ()
 
     @classmethod
     async def spawn(cls, task: Task) -> Worker:
@@ -119,10 +128,10 @@ class Worker:
         worker = await cls.spawn(task)
         try:
             await worker._send(Kind.JOB, task.job)
-            _, payload = await worker.exchange(None, {Kind.CHECKED: framing.MAX_TEXT_BYTES})
-            worker.walls = tuple(str(wall) for wall in json.loads(payload)["walls"])
+            _, payload = await worker.exchange(None, {Kind.READY: framing.MAX_TEXT_BYTES})
+            facts = json.loads(payload)
+            worker.walls, worker.warnings = tuple(facts["walls"]), tuple(facts["warnings"])
             worker._believed = not task.ships_code
-            await worker.exchange(None, {Kind.READY: 0})
         except BaseException:
             await worker.close()
             raise
@@ -153,6 +162,7 @@ class Worker:
                 kind, payload = await framing.receive(self._stdout, {**expected, **framing.TEXT})
         except TimeoutError:
             await self.close()
+            self._save_log()
             raise WorkerDied(
                 f"the training process took longer than {self._task.limits.seconds:g} seconds and was stopped.",
                 mend="Ask for less work in a round, or raise worker.seconds in site.toml.",
@@ -167,6 +177,8 @@ class Worker:
             await self.close()  # half a frame may be on its way: nothing after it can be trusted
             raise
         if kind is Kind.FAULT:
+            await asyncio.sleep(SECONDS_TO_PRINT)
+            self._save_log()
             raise self._fault(payload)
         return kind, payload
 
@@ -178,10 +190,6 @@ class Worker:
         await self._process.wait()
         with contextlib.suppress(TimeoutError):  # a grandchild that left the session may still hold stderr
             await asyncio.wait_for(self._drain, SECONDS_TO_DIE)
-
-    def log(self) -> str:
-        """The end of what the worker printed. For the steward's eyes: it may hold data values."""
-        return self._log.decode("utf-8", "replace")
 
     @property
     def _site(self) -> str:
@@ -196,11 +204,16 @@ class Worker:
             self._log += part
             del self._log[:-LOG_BYTES]
 
+    def _save_log(self) -> None:
+        with contextlib.suppress(OSError, EnvironmentFailure):  # a log that cannot be kept stops nobody
+            write_private(self._task.log, bytes(self._log))
+
     async def _died(self) -> WorkerDied:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), SECONDS_TO_DIE)
         code = self._process.returncode
         await self.close()
+        self._save_log()
         how = "closed its pipe" if code is None else f"ended with exit code {code}"
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}"

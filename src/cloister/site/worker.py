@@ -5,8 +5,7 @@ is not trusted: whatever it writes is checked by the agent (`training.py`, `roun
 
     agent                                   worker
     SETUP, JOB                       ->     enters its walls, reads the table
-                                     <-     CHECKED: the table fulfils the contract (none of the job's code ran yet)
-                                     <-     READY:   the trainer stands
+                                     <-     READY: the table fulfils the contract (none of the job's code ran yet)
     QUERY                            ->     trains
                                      <-     ANSWER, or FAULT and the next QUERY is awaited
 Without a job in SETUP it answers SCHEMA, the table's columns and their types, and ends.
@@ -68,16 +67,11 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO, setup: dict[str, Any], bundle
     from cloister import learn
     from cloister.job import Job
 
-    site = setup["site"]
     try:
-        job = Job.from_bytes(bundle)
-        table = learn.read_table(Path(setup["table"]))
-        learn.check(job.data, table, site, job.data.resolve({site: learn.schema(table)}))
-        framing.write(outgoing, Kind.CHECKED, canonical({"walls": walls}))
-        trainer = learn.Trainer(job, table, site)
-        framing.write(outgoing, Kind.READY)
+        trainer = learn.Trainer(Job.from_bytes(bundle), learn.read_table(Path(setup["table"])), setup["site"])
     except BaseException as fault:
         return _tell_fault(outgoing, fault)
+    framing.write(outgoing, Kind.READY, canonical({"walls": walls, "warnings": trainer.warnings}))
     while True:
         _, data = framing.read(incoming, {Kind.QUERY: framing.MAX_BODY_BYTES})
         try:
@@ -91,7 +85,7 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO, setup: dict[str, Any], bundle
 def _tell_fault(outgoing: BinaryIO, fault: BaseException) -> None:
     """The whole story goes to the site's own log; over the pipe goes only what holds no data value."""
     traceback.print_exception(fault, file=sys.stderr)
-    sys.stderr.flush()
+    print(getattr(fault, "local_detail", ""), file=sys.stderr, flush=True)
     if not isinstance(fault, CloisterError):
         # an exception's text may quote a cell ("could not convert 'Miller' to float"), its type cannot
         fault = TaskError(

@@ -1,0 +1,401 @@
+"""One run as its site lives it: the job, a training process, and one round of the seal after another.
+
+The mailbox delivers the coordinator's messages; a reply goes out for each. While the worker trains, the messages
+about keys and shares go on. Whatever goes wrong ends as one signed refusal without data values, and the next round
+finds this site ready again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloister.job import Job
+from cloister.round import Policy, contribute, decide_job, decide_plan
+from cloister.seal.client import SealClient
+from cloister.seal.masks import packed_bytes
+from cloister.seal.plan import Plan
+from cloister.seal.receipt import open_receipt
+from cloister.seal.roster import Roster
+from cloister.site.desk import Desk, TurnedAway
+from cloister.site.steward import approval
+from cloister.site.training import Task, Worker
+from cloister.vector import Answer, CloisterError, Query, digest
+from cloister.vector.errors import (
+    ContextMismatch,
+    DataError,
+    EnvironmentFailure,
+    JobError,
+    StaleReceipt,
+    TaskError,
+    UnexpectedMessage,
+    Unreachable,
+    WorkerDied,
+)
+from cloister.wire import Envelope
+from cloister.wire.api import JobNotice, Void
+
+REPLIES = {"keylist": "shares", "survivors": "consistent", "consistency": "unmask"}
+WITHOUT_ROUND = ("job", "done")
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that may run here. key: the coordinator's. table: the file behind the job's dataset."""
+
+    notice: JobNotice
+    job: Job
+    bundle: bytes
+    roster: Roster
+    key: bytes
+    table: Path
+
+    @property
+    def ships_code(self) -> bool:
+        """Then nothing that its worker says is passed on in words."""
+        return self.job.ships_code or self.job.source is not None
+
+
+@dataclass
+class Round:
+    """The round under way. sealing: the task that waits for the answer, masks and uploads it."""
+
+    plan: Plan
+    query: Query
+    seal: SealClient
+    began: float
+    sealing: asyncio.Task[None] | None = None
+
+
+class SiteRun:
+    """Args: desk: what all runs of this site share. run: its id, hex. `deliver` feeds it, `work` lives it."""
+
+    def __init__(self, desk: Desk, run: str) -> None:
+        self.run = run
+        self._desk, self._journal = desk, desk.journal
+        self._mail: asyncio.Queue[Envelope] = asyncio.Queue()
+        self._tasks: asyncio.TaskGroup
+        self._accepted: Accepted | None = None
+        self._unfit: CloisterError | None = None  # why this site takes no part in the whole run
+        self._round: Round | None = None
+        self._worker: asyncio.Task[Worker] | None = None
+        self._training: tuple[bytes, asyncio.Task[Answer]] | None = None  # by query: a voided round's serves again
+        self._steps: dict[str, Callable[[Envelope], Awaitable[None]]] = {
+            "job": self._announced,
+            "open": self._opened,
+            "keylist": self._relayed,
+            "ciphertexts": self._relayed,
+            "survivors": self._relayed,
+            "consistency": self._relayed,
+            "receipt": self._receipted,
+            "void": self._voided,
+            "done": self._done,
+        }
+
+    def deliver(self, envelope: Envelope) -> None:
+        """Takes a message off the mailbox, which forgets it then: what must outlive a crash is journalled first.
+
+        Raises: CloisterError: a receipt that breaks the chain, another announcement than before.
+        """
+        if envelope.type == "job":
+            self._journal.once(f"{self.run}/notice", envelope.body)
+        elif envelope.type == "receipt":
+            self._keep_receipt(envelope.body)
+        self._mail.put_nowait(envelope)
+
+    async def work(self) -> None:
+        """Answers messages until "done". Raises: Unreachable, in a group: the coordinator is away for too long."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                while True:
+                    envelope = await self._mail.get()
+                    step = self._steps.get(envelope.type, self._unknown)
+                    await self._guarded(step(envelope), None if envelope.type in WITHOUT_ROUND else envelope.round)
+                    if envelope.type == "done":
+                        break
+                self._end_round()
+                self._stop_training()
+        finally:
+            self._stop_training()
+            if self._worker is not None:
+                await _close(self._worker)
+            shutil.rmtree(self._home, ignore_errors=True)
+
+    # --- messages
+
+    async def _announced(self, envelope: Envelope) -> None:
+        notice: JobNotice = JobNotice.from_bytes(envelope.body)
+        if notice.run != self.run:
+            raise ContextMismatch("a job was announced under another run's name.")
+        self._desk.note("announced", run=self.run, job=notice.job, analyst=notice.analyst, name=notice.name)
+        accepted = await self._accept()
+        self._desk.tell("job", run=self.run, name=accepted.job.name or notice.name, analyst=notice.analyst)
+        self._tasks.create_task(self._guarded(self._prepare(), None))
+
+    async def _accept(self) -> Accepted:
+        """Decides by the policy as it is now. Raises: PolicyRefused, and whatever rules the run out here."""
+        if reason := self._journal.held(f"{self.run}/distrust"):
+            raise StaleReceipt(f"this site trusts the run no more: {reason.decode()}")
+        body = self._journal.held(f"{self.run}/notice")
+        if body is None:
+            raise UnexpectedMessage("a round of a run that was never announced to this site.")
+        notice: JobNotice = JobNotice.from_bytes(body)
+        if self._accepted is None:
+            self._accepted = await self._read_job(notice)
+        decide_job(self._policy(), self._accepted.job, notice.analyst).require(self._desk.site)
+        if self._unfit is not None:
+            raise self._unfit
+        return self._accepted
+
+    async def _read_job(self, notice: JobNotice) -> Accepted:
+        roster = await self._desk.rosters.at(notice.roster)
+        roster.key_of(notice.analyst, "analyst")
+        key = roster.key_of(self._desk.coordinator, "coordinator")
+        bundle = await self._desk.fetch(bytes.fromhex(notice.job))
+        job = Job.from_bytes(bundle)
+        table = self._desk.settings.data.get(job.data.name)
+        if table is None:
+            raise DataError(f"there is no dataset {job.data.name!r} here.", mend="Bind it under [data] in site.toml.")
+        return Accepted(notice, job, bundle, roster, key, table)
+
+    async def _prepare(self) -> None:
+        """Starts the worker, so that a table that does not fit is told before a round needs it."""
+        try:
+            worker = await self._ready_worker()
+        except WorkerDied as fault:  # perhaps for once: the next question starts another
+            self._desk.tell("warning", run=self.run, message=str(fault))
+            return
+        self._desk.note("prepared", run=self.run, walls=list(worker.walls), warnings=list(worker.warnings))
+        for warning in worker.warnings:
+            self._desk.tell("warning", run=self.run, message=warning)
+
+    async def _opened(self, envelope: Envelope) -> None:
+        self._end_round()
+        accepted = await self._accept()
+        policy = self._policy()
+        seal = self._new_seal(accepted, policy)
+        plan = seal.open(envelope.body)
+        if (plan.run.hex(), plan.round) != (self.run, envelope.round) or plan.job != accepted.job.digest:
+            raise ContextMismatch("the plan is of another run, round or job than its envelope and its announcement.")
+        upload_bytes = packed_bytes(plan.words, plan.bits)
+        decide_plan(policy, upload_bytes=upload_bytes, min_survivors=plan.min_survivors).require(self._desk.site)
+        data = await self._desk.fetch(plan.query)
+        query = Query.from_bytes(data)
+        if query.sealed_layout != plan.layout or query.max_rows != plan.max_rows:
+            raise ContextMismatch("the query asks for another vector than the plan announces.")
+        asked = {"run": self.run, "round": plan.round, "task": query.task, "sites": len(plan.sites)}
+        self._desk.note("asked", **asked, words=plan.words, plan=plan.digest.hex(), query=plan.query.hex())
+        keys = seal.keys(digest(data))
+        self._journal.raise_counter(f"{self.run}/rounds", plan.round + 1)
+        self._round = Round(plan, query, seal, time.monotonic())
+        self._train(plan.query, query, data)
+        self._desk.tell("asked", **asked)
+        await self._send("keys", keys, plan.round)
+
+    async def _relayed(self, envelope: Envelope) -> None:
+        round = self._current(envelope)
+        if round is None:
+            return
+        reply = round.seal.receive(envelope.body)
+        if envelope.type == "ciphertexts":
+            if round.sealing is None:
+                round.sealing = self._tasks.create_task(self._guarded(self._contribute(round), round.plan.round))
+        elif reply is not None:
+            await self._send(REPLIES[envelope.type], reply, round.plan.round)
+
+    async def _receipted(self, envelope: Envelope) -> None:
+        round = self._current(envelope)
+        if round is None:
+            return  # this site is not in that sum; `deliver` has checked the chain
+        try:
+            round.seal.receive(envelope.body)
+        except StaleReceipt as fault:  # signed by the coordinator, and not what this site saw
+            self._journal.once(f"{self.run}/distrust", fault.message.encode())
+            raise
+        receipt = round.seal.receipt
+        if receipt is not None:
+            seconds = time.monotonic() - round.began
+            survivors = len(receipt.u3)
+            self._desk.tell("receipt", run=self.run, round=round.plan.round, survivors=survivors, seconds=seconds)
+        self._end_round()
+
+    async def _voided(self, envelope: Envelope) -> None:
+        void: Void = Void.from_bytes(envelope.body)
+        self._desk.note("void", run=self.run, round=envelope.round, reason=void.reason)
+        self._desk.tell("void", run=self.run, round=envelope.round, message=void.reason)
+        if self._current(envelope) is not None:
+            self._end_round()  # the training goes on: the same query may be asked again
+
+    async def _done(self, envelope: Envelope) -> None:
+        self._desk.note("done", run=self.run)
+        self._desk.tell("done", run=self.run)
+
+    async def _unknown(self, envelope: Envelope) -> None:
+        raise UnexpectedMessage(f"a message of the unknown type {envelope.type!r}.")
+
+    # --- training and sealing
+
+    def _train(self, name: bytes, query: Query, data: bytes) -> None:
+        """Starts training for `query`, unless that runs already or has an answer."""
+        if self._training is not None and self._training[0] == name:
+            known = self._training[1]
+            if not known.done() or (not known.cancelled() and known.exception() is None):
+                return
+        self._stop_training()
+        task = asyncio.create_task(self._answer(query, data))
+        self._training = (name, task)
+        self._tasks.create_task(self._watch(task))
+
+    async def _answer(self, query: Query, data: bytes) -> Answer:
+        began = time.monotonic()
+        worker = await self._ready_worker()
+        answer = await worker.answer(query, data)
+        self._desk.tell("trained", run=self.run, task=query.task, seconds=time.monotonic() - began)
+        return answer
+
+    async def _watch(self, task: asyncio.Task[Answer]) -> None:
+        """Has a training that failed refused at once, so that nobody waits for this site."""
+        await asyncio.wait({task})
+        current = self._training is not None and self._training[1] is task and self._round is not None
+        if task.cancelled() or task.exception() is None or task.exception() is self._unfit or not current:
+            return
+        assert self._round is not None
+        await self._guarded(asyncio.shield(task), self._round.plan.round)
+
+    async def _contribute(self, round: Round) -> None:
+        assert self._training is not None
+        task = self._training[1]
+        await asyncio.wait({task})
+        if task.cancelled() or task.exception() is not None:
+            return  # `_watch` tells why
+        try:
+            words = contribute(task.result(), round.query, round.plan.coder)
+        except TaskError as fault:
+            raise self._in_our_words(fault) from None
+        header, payload = await asyncio.to_thread(round.seal.mask, words)
+        self._desk.note("answered", run=self.run, round=round.plan.round, type="masked", message=digest(header).hex())
+        await self._desk.upload(header, payload, self.run, round.plan.round)
+        self._desk.tell("uploaded", run=self.run, round=round.plan.round, bytes=len(payload))
+
+    def _in_our_words(self, fault: TaskError) -> TaskError:
+        """The names in an answer of shipped code are that code's choice: they could spell out data."""
+        if self._accepted is not None and self._accepted.ships_code:
+            return TaskError(
+                "the job's code gave an answer that cannot be sealed: other blocks, shapes, or not finite."
+            )
+        return fault
+
+    async def _ready_worker(self) -> Worker:
+        """The run's worker, started again if it ended."""
+        task = self._worker
+        if task is None or (task.done() and (task.cancelled() or task.exception() or not task.result().alive)):
+            assert self._accepted is not None
+            accepted, desk = self._accepted, self._desk
+            described = Task(
+                site=desk.site,
+                table=accepted.table,
+                home=self._home,
+                limits=desk.settings.limits,
+                log=desk.folder.worker_log,
+                job=accepted.bundle,
+                ships_code=accepted.ships_code,
+            )
+            task = self._worker = asyncio.create_task(Worker.start(described))
+        return await asyncio.shield(task)
+
+    # --- the small things
+
+    @property
+    def _home(self) -> Path:
+        return self._desk.folder.state(self.run)
+
+    def _policy(self) -> Policy:
+        """Read anew each time: a steward's change holds from the next decision on."""
+        job = self._accepted.notice.job if self._accepted is not None else ""
+        approved = frozenset({job}) if self._journal.held(approval(job)) else frozenset[str]()
+        return self._desk.folder.policy().as_policy(approved)
+
+    def _new_seal(self, accepted: Accepted, policy: Policy) -> SealClient:
+        return SealClient(
+            self._desk.site,
+            self._desk.identity,
+            accepted.roster,
+            accepted.key,
+            journal=self._journal,
+            randomness=os.urandom,
+            min_survivors=policy.min_survivors,
+            assume_colluders=policy.assume_colluders,
+            last_round=self._journal.counter(f"{self.run}/rounds") - 1,
+            last_receipt=self._journal.last_receipt(bytes.fromhex(self.run))[1],
+        )
+
+    def _keep_receipt(self, data: bytes) -> None:
+        """Every site of the roster gets every receipt of a run, also of rounds that it was not part of."""
+        run = bytes.fromhex(self.run)
+        receipt = open_receipt(data, self._desk.rosters.coordinator_key(self._desk.coordinator))
+        last_round, last = self._journal.last_receipt(run)
+        if receipt.digest == last:
+            return
+        receipt.check_follows(run, last_round, last)
+        self._journal.add_receipt(run, receipt.plan.round, receipt.digest, data)
+        self._desk.note("receipt", run=self.run, round=receipt.plan.round, receipt=receipt.digest.hex())
+
+    def _current(self, envelope: Envelope) -> Round | None:
+        """The round under way if the message is of it; messages of others come late and change nothing."""
+        round = self._round
+        return round if round is not None and round.plan.round == envelope.round else None
+
+    def _end_round(self) -> None:
+        if self._round is not None and self._round.sealing is not None:
+            sealing = self._round.sealing
+            if sealing is not asyncio.current_task():
+                sealing.cancel()
+        self._round = None
+
+    def _stop_training(self) -> None:
+        if self._training is not None and not self._training[1].done():
+            self._training[1].cancel()  # ends the worker too: it answers a question that nobody asks any more
+        self._training = None
+
+    async def _send(self, type: str, body: bytes, round: int) -> None:
+        self._desk.note("answered", run=self.run, round=round, type=type, message=digest(body).hex())
+        await self._desk.send(type, body, self.run, round)
+
+    async def _guarded(self, step: Awaitable[object], round: int | None) -> None:
+        """Takes one step; what goes wrong in it becomes a refusal, and the run goes on.
+
+        Args: round: which the step is of; None for the run as a whole.
+        """
+        try:
+            await step
+        except Unreachable:
+            raise
+        except TurnedAway as late:
+            self._desk.tell("late", run=self.run, round=round, message=str(late))
+            self._end_round()
+        except CloisterError as fault:
+            await self._refuse(fault, round)
+        except Exception as fault:
+            self._desk.crashed(fault)
+            await self._refuse(
+                EnvironmentFailure(f"an error inside the site's agent ({type(fault).__name__})."), round
+            )
+
+    async def _refuse(self, fault: CloisterError, round: int | None) -> None:
+        self._end_round()
+        whole_run = round is None or isinstance(fault, DataError | JobError) or fault is self._unfit
+        if whole_run:
+            self._unfit = fault
+        await self._desk.refuse(fault, self.run, round, whole_run=whole_run)
+
+
+async def _close(task: asyncio.Task[Worker]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled() and task.exception() is None:
+        await task.result().close()
