@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from cloister.job import Job, Torch
@@ -27,9 +27,12 @@ class Model(Protocol):
     def export(self, flat: Array) -> Any: ...
 
 
-def back_end(job: Job, shapes: Mapping[str, Any], inputs: int) -> Model:
-    """The back end of the job's task; only here are torch and scikit-learn loaded."""
-    sizes = {name: tuple(shape) for name, shape in shapes.items()}
+def back_end(job: Job, shapes: Iterable[tuple[str, Iterable[int]]], inputs: int) -> Model:
+    """The back end of the job's task; only here are torch and scikit-learn loaded.
+
+    Args: shapes: name and shape of the model's tensors, in the flat vector's order. inputs: prepared columns.
+    """
+    sizes = {name: tuple(shape) for name, shape in shapes}
     if isinstance(job.task, Torch):
         from cloister.learn.torch_task import TorchModel
 

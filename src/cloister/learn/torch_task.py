@@ -51,7 +51,7 @@ def one_thread(seed: int) -> Iterator[None]:
 def users_code(job: Job, doing: str) -> Iterator[None]:
     """Runs the job's own code: what it raises becomes a TaskError with the exception's type and line alone.
 
-    Its message is dropped, for it may hold values of rows.
+    Its message may hold values of rows: it stays in the site's own log, as the error's cause.
     """
     if not job.ships_code:
         yield
@@ -62,8 +62,8 @@ def users_code(job: Job, doing: str) -> Iterator[None]:
         raise
     except Exception as fault:
         where = line_of(fault, files_of(job))
-        mend = "Run `cloister simulate` on data of your own to see the whole message."
-        raise TaskError(f"{doing}: the job's code raises {type(fault).__name__}{where}.", mend=mend) from None
+        mend = "The site's worker.log has the traceback; `cloister simulate` shows it on your own data."
+        raise TaskError(f"{doing}: the job's code raises {type(fault).__name__}{where}.", mend=mend) from fault
 
 
 def make_module(job: Job, inputs: int) -> nn.Module:
@@ -185,18 +185,18 @@ class TorchModel:
         if self.loss is not None:
             value: torch.Tensor = self.loss(self.module, {"x": x, "y": y})
             return value
-        return self._named_loss(self.module(x), y).mean()
+        return self._named_loss(self.module(x), y, "mean")
 
-    def _named_loss(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Each row's loss."""
+    def _named_loss(self, output: torch.Tensor, y: torch.Tensor, reduction: str) -> torch.Tensor:
+        """The mean loss, or with reduction "none" each row's."""
         if self.task.loss == "cross_entropy":
-            return functional.cross_entropy(output, y, reduction="none")
+            return functional.cross_entropy(output, y, reduction=reduction)
         if output.ndim == 2 and output.shape[1] != 1:
             raise TaskError(f"the model has {output.shape[1]} outputs, the loss {self.task.loss!r} needs one.")
         output = output.reshape(-1)
         if self.task.loss == "mse":
-            return functional.mse_loss(output, y, reduction="none")
-        return functional.binary_cross_entropy_with_logits(output, y, reduction="none")
+            return functional.mse_loss(output, y, reduction=reduction)
+        return functional.binary_cross_entropy_with_logits(output, y, reduction=reduction)
 
     def predict(self, flat: Flat, x: Inputs) -> Array:
         """Probabilities or values: float64[rows], or [rows, K] for more than two classes."""
@@ -222,7 +222,7 @@ class TorchModel:
 
     def _losses(self, output: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Array:
         if self.loss is None:
-            return self._named_loss(output, y).double().numpy()
+            return self._named_loss(output, y, "none").double().numpy()
         return np.full(len(y), float(self.loss(self.module, {"x": x, "y": y})))
 
     def _scores(self, output: torch.Tensor) -> Array:
