@@ -123,7 +123,8 @@ class Journal:
             rows = self._db.execute("SELECT number, body, hash FROM log ORDER BY number").fetchall()
         previous = ZERO
         for expected, (number, body, chained) in enumerate(rows, start=1):
-            if number != expected or chained != digest(previous + body):
+            whole = isinstance(body, bytes) and number == expected and chained == digest(previous + body)
+            if not whole:
                 raise EnvironmentFailure(
                     f"the log of {self._path} is broken at entry {expected}: it was altered.",
                     mend="Compare it with a backup before this site runs again.",
