@@ -66,7 +66,7 @@ class Result:
     @property
     def tensors(self) -> dict[str, Array]:
         """The model's tensors by name, float32."""
-        shapes = {name: tuple(shape) for name, shape in self.state.facts["shapes"].items()}
+        shapes = {name: tuple(shape) for name, shape in self.state.facts["shapes"]}
         return unflatten(np.asarray(self.state.tensors["model"], np.float32), shapes)
 
     @property

@@ -128,7 +128,9 @@ class Program:
             raise JobError("no feature column is left to train on.", mend="Check the contract's columns and ignore.")
         shapes, tensors = self.job.initial_model(inputs)
         start = self.job.algorithm.start(flatten(tensors, list(shapes)))
-        facts = {**start.facts, "stage": "train", "shapes": {name: list(shape) for name, shape in shapes.items()}}
+        # pairs, not an object: canonical JSON sorts keys, and the order is that of the flat model
+        ordered = [[name, list(shape)] for name, shape in shapes.items()]
+        facts = {**start.facts, "stage": "train", "shapes": ordered}
         history = [{"round": 0, "rows": state.facts["rows"], "sites": state.facts["sites"]}]
         return state.with_({**facts, "history": history}, start.tensors)
 
