@@ -35,11 +35,31 @@ def test_equal_content_has_equal_bytes_whatever_the_order():
     assert digest(one) == digest(two)
 
 
+def test_shapes_survive_packing() -> None:
+    tensors = {
+        "scalar": np.asarray(3.0),
+        "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "none": np.zeros((0, 2)),
+    }
+    for name, array in unpack(pack({}, tensors))[1].items():
+        np.testing.assert_array_equal(array, tensors[name], strict=True)
+
+
 @pytest.mark.parametrize("parse", [Query.from_bytes, Answer.from_bytes, State.from_bytes, unpack])
 @given(data=st.binary(max_size=64))
 def test_junk_is_refused(parse, data):
     with pytest.raises(MalformedMessage):
         parse(data)
+
+
+def test_shapes_survive_packing() -> None:
+    tensors = {
+        "scalar": np.asarray(3.0),
+        "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "none": np.zeros((0, 2)),
+    }
+    for name, array in unpack(pack({}, tensors))[1].items():
+        np.testing.assert_array_equal(array, tensors[name], strict=True)
 
 
 @pytest.mark.parametrize("parse", [Query.from_bytes, Answer.from_bytes, State.from_bytes])
@@ -68,3 +88,9 @@ def test_flatten_and_unflatten_are_inverse():
     assert all(np.array_equal(back[name], tensors[name]) for name in tensors)
     with pytest.raises(LayoutError):
         unflatten(flat[1:], {"a": (2, 3), "b": ()})
+
+
+def test_a_scalar_survives_the_way_through_the_pipe() -> None:
+    answer = Answer(3, {"loss": np.float64(0.5), "delta": np.zeros((2, 3), np.float32)[:, ::2]})
+    read = Answer.from_bytes(answer.to_bytes())
+    assert {name: value.shape for name, value in read.values.items()} == {"loss": (), "delta": (2, 2)}

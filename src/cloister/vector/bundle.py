@@ -37,7 +37,7 @@ def digest(data: bytes) -> bytes:
 def pack(facts: Mapping[str, Any], tensors: Tensors) -> bytes:
     """Args: facts: JSON values. tensors: numeric arrays by name, any order."""
     header = canonical(dict(facts))
-    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}  # keeps a scalar a scalar
     return len(header).to_bytes(8, "big") + header + save(arrays)
 
 
