@@ -121,7 +121,7 @@ class _Agent:
                 found[name] = await read_schema(task)
             except CloisterError as fault:
                 desk.note("unreadable", dataset=name, **fault.as_json())
-                desk.tell("refused", dataset=name, error=fault.name, message=f"{fault.message} {fault.mend}".strip())
+                desk.tell("refused", dataset=name, **fault.as_json())
         return found
 
     def _deliver(self, envelope: Envelope, group: asyncio.TaskGroup) -> None:
@@ -133,7 +133,7 @@ class _Agent:
             run.deliver(envelope)
         except PeerError as fault:  # a lie: it is not acted upon, and the run's next round finds it out
             self._desk.note("refused", run=envelope.run, round=envelope.round, **fault.as_json())
-            self._desk.tell("refused", run=envelope.run, round=envelope.round, error=fault.name, message=str(fault))
+            self._desk.tell("refused", run=envelope.run, round=envelope.round, **fault.as_json())
 
     async def _live(self, run: SiteRun) -> None:
         try:

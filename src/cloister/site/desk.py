@@ -57,7 +57,7 @@ class Desk:
         return self.settings.id
 
     def tell(self, event: str, **facts: Any) -> None:
-        self.on_event({"event": event, "site": self.site, **facts})
+        self.on_event({"event": event, **facts, "site": self.site})
 
     def note(self, kind: str, **facts: Any) -> None:
         """Appends to the log; a full disk is told, and stops only what must be written down before it is sent."""
@@ -89,7 +89,7 @@ class Desk:
         """Writes a refusal down, shows it to the steward, and sends it signed, without data values."""
         fields = {**fault.as_json(), "site": self.site}
         self.note("refused", run=run, round=round, whole_run=whole_run, **fields)
-        self.tell("refused", run=run, round=round, **{**fields, "message": f"{fault.message} {fault.mend}".strip()})
+        self.tell("refused", run=run, round=round, **fields)
         refusal = Refusal(
             error=fault.name,
             message=fault.message[:MAX_TEXT],
