@@ -77,7 +77,11 @@ EXAMPLE = cl.Job(
 )
 
 junk = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["is", "lr", "name", "x"]), inner),
     max_leaves=6,
 )
@@ -217,6 +221,14 @@ def test_a_declarative_job_ships_no_source(tmp_path: Path) -> None:
         ("import cloister as cl\n\ncl.SGD(lr=-1)", "line 3 raises JobError: SGD: lr"),
         ("x = 1\nraise RuntimeError('no luck')", "job.py, line 2 raises RuntimeError: no luck"),
         ("import sys; sys.exit(3)", "SystemExit"),
+        (
+            """
+            import cloister as cl
+            from os import getcwd as there
+            job = cl.Job(cl.Table("t", "y"), cl.Torch(there, "bce", cl.SGD(0.1)), cl.FedAvg(rounds=1))
+            """,
+            "has no 'getcwd' of its own",
+        ),
     ],
 )
 def test_a_job_file_that_fails_says_where(tmp_path: Path, text: str, says: str) -> None:

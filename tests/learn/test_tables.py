@@ -85,6 +85,12 @@ def test_rows_without_a_target_are_a_warning(tmp_path: Path) -> None:
     ]
 
 
+def test_a_leading_zero_makes_a_code(tmp_path: Path) -> None:
+    frame = learn.read_table(csv(tmp_path, "code,share,y\n041,0.5,1\n41,0,0\n"))
+    assert learn.schema(frame) == {"code": "category", "share": "number", "y": "number"}
+    assert frame["code"].tolist() == ["041", "41"]
+
+
 def test_texts_are_the_same_for_numbers_strings_and_booleans() -> None:
     for column in ([3, 1, 3], [3.0, 1.0, 3.0], ["3", "1", " 3"]):
         codes, spelled = texts(pd.DataFrame({"a": column}), "a")

@@ -353,5 +353,7 @@ def test_an_unknown_task_and_an_unknown_block_are_task_errors(five: Any) -> None
     config = {"round": 0, "columns": [["mean area", "number"]]}
     with pytest.raises(TaskError, match="'steal' is not known"):
         trainer.answer(Query("steal", layout, 1, config=config))
+    with pytest.raises(TaskError, match="names \\['target'\\], which the job's contract does not give"):
+        trainer.answer(Query("profile", layout, 1, config={"round": 0, "columns": [["target", "number"]]}))
     with pytest.raises(TaskError, match="secrets"):
         trainer.answer(Query("profile", layout, 1, config=config))

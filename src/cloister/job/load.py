@@ -44,6 +44,12 @@ def load_job(path: str | Path) -> Job:
         raise JobError(said) from cause
     if not isinstance(job, Job):
         raise JobError(f"{path.name} has no `job`.", mend="End it with `job = cl.Job(...)`.")
+    for code in job.task.codes:
+        if getattr(sys.modules[MODULE], code.name, None) is not code.function:
+            raise JobError(
+                f"{path.name} has no {code.name!r} of its own, so no site could find it.",
+                mend=f"Define it in {path.name}, at the top level.",
+            )
     return dataclasses.replace(job, source=source if job.ships_code else None)
 
 

@@ -37,7 +37,8 @@ class Torch:
     """A PyTorch model, trained at each site by minibatch steps on its own rows.
 
     Attributes:
-      model: `nets.MLP(...)`, `nets.Linear()`, or a function or class of the job file that makes an nn.Module.
+      model: `nets.MLP(...)`, `nets.Linear()`, or a function or class of the job file that makes an nn.Module when
+        it is called without arguments.
       loss: "bce" (two classes, one logit), "cross_entropy" (classes), "mse" (a number), or a function
         `loss(model, batch) -> scalar tensor` with batch["x"] float32 [rows, inputs] and batch["y"] [rows].
       optimizer: `SGD(lr)` or `Adam(lr)`.

@@ -66,7 +66,7 @@ def predict(job: Job, state: State, frame: Frame, fit_rows: Bools | None = None)
     Returns: float64[rows]: probability of the second label, or value; [rows, K] for more than two labels.
     Raises: DataError: the table does not fulfil the contract.
     """
-    kinds = state.facts["columns"]
+    frame, kinds = frame.rename(columns=str), state.facts["columns"]
     check(job.data, frame.assign(**dict.fromkeys(_unneeded(job, frame), "")), "", kinds)
     x = design(job, Columns.of(job, kinds), state.tensors, frame, fit_rows, "")
     return _of_state(job, state).predict(state.tensors["model"], x)

@@ -75,8 +75,10 @@ def _check_lines(path: Path) -> list[str]:
 
 
 def _typed(column: pd.Series[Any]) -> pd.Series[Any]:
+    """As float64 if every cell is a number. A leading zero makes a code of it: 041 is another one than 41."""
     numbers = pd.to_numeric(column, errors="coerce")
-    return numbers.astype(np.float64) if not (numbers.isna() & column.notna()).any() else column
+    text = (numbers.isna() & column.notna()).any() or column.str.match(r"[+-]?0\d", na=False).any()
+    return column if text else numbers.astype(np.float64)
 
 
 def schema(frame: Frame) -> dict[str, str]:

@@ -31,7 +31,7 @@ class Trainer:
     """
 
     def __init__(self, job: Job, frame: Frame, site: str) -> None:
-        self.job, self.site = job, site
+        self.job, self.site, frame = job, site, frame.rename(columns=str)
         self.warnings = check(job.data, frame, site, dict.fromkeys(job.data.columns or {}, "any"))
         self.frame = frame[frame[job.data.target].notna()].reset_index(drop=True)
         self.y = targets(job, self.frame, site)
@@ -59,7 +59,7 @@ class Trainer:
     # --- statistics of the training rows
 
     def _profile(self, query: Query) -> dict[str, Array]:
-        kinds = _kinds(query)
+        kinds = self._kinds(query)
         self.warnings += [line for line in self._check(kinds) if line not in self.warnings]
         columns, train = Columns.of(self.job, kinds), self._train_frame
         values: dict[str, Array] = {
@@ -74,6 +74,15 @@ class Trainer:
             values["classes"] = np.bincount(self.y[~self.test], minlength=self.job.classes)
         return values
 
+    def _kinds(self, query: Query) -> dict[str, str]:
+        """The features that the query names. Raises TaskError: one that the job's contract does not allow it."""
+        kinds = dict(query.config["columns"])
+        contract = self.job.data
+        allowed = set(self.frame.columns if contract.columns is None else contract.columns)
+        if strange := sorted(set(kinds) - (allowed - {contract.target, contract.split, *contract.ignore})):
+            raise TaskError(f"the query names {strange}, which the job's contract does not give it.")
+        return kinds
+
     def _check(self, kinds: Mapping[str, str]) -> list[str]:
         encoded = self.job.encoded(kinds)
         read = {name: "category" if name in encoded else kind for name, kind in kinds.items()}
@@ -81,7 +90,7 @@ class Trainer:
 
     def _moments(self, query: Query) -> dict[str, Array]:
         """Sums over present values of z = (x - center) / scale and of z**2, over the number of all sites' rows."""
-        x = matrix(self._train_frame, Columns.of(self.job, _kinds(query)), self.site)
+        x = matrix(self._train_frame, Columns.of(self.job, self._kinds(query)), self.site)
         z = np.nan_to_num((x - query.tensors["center"]) / query.tensors["scale"], nan=0.0)
         rows = query.config["rows"]
         return {"power1": z.sum(axis=0) / rows, "power2": np.square(z).sum(axis=0) / rows}
@@ -120,7 +129,7 @@ class Trainer:
         fitted = {name: tensor for name, tensor in query.tensors.items() if name.startswith("fit/")}
         known = digest(pack({"columns": query.config["columns"], "shapes": query.config["shapes"]}, fitted))
         if self._prepared is None or self._prepared[0] != known:
-            columns = Columns.of(self.job, _kinds(query))
+            columns = Columns.of(self.job, self._kinds(query))
             x = design(self.job, columns, fitted, self.frame, ~self.test, self.site)
             model = back_end(self.job, query.config["shapes"], x.shape[1])
             train = Rows(np.ascontiguousarray(x[~self.test]), self.y[~self.test])
@@ -134,10 +143,6 @@ _TASKS: Mapping[str, Any] = {
     "train": Trainer._train,
     "evaluate": Trainer._evaluate,
 }
-
-
-def _kinds(query: Query) -> dict[str, str]:
-    return dict(query.config["columns"])
 
 
 def _flat(query: Query) -> npt.NDArray[np.float32]:
