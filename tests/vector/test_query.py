@@ -35,16 +35,6 @@ def test_equal_content_has_equal_bytes_whatever_the_order():
     assert digest(one) == digest(two)
 
 
-def test_shapes_survive_packing() -> None:
-    tensors = {
-        "scalar": np.asarray(3.0),
-        "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
-        "none": np.zeros((0, 2)),
-    }
-    for name, array in unpack(pack({}, tensors))[1].items():
-        np.testing.assert_array_equal(array, tensors[name], strict=True)
-
-
 @pytest.mark.parametrize("parse", [Query.from_bytes, Answer.from_bytes, State.from_bytes, unpack])
 @given(data=st.binary(max_size=64))
 def test_junk_is_refused(parse, data):

@@ -5,8 +5,9 @@
     receipt     verified receipts, one chain per run
     counter     the sequence number of the last envelope, and how far the mailbox was read
 
-A transaction is on the disk when the call returns (synchronous=FULL), so a site killed at any moment signs nothing
-twice. Triggers refuse to alter or delete slots and log entries.
+Promises and receipts are on the disk when the call returns (synchronous=FULL), so a site that is killed at any moment
+signs nothing twice. The log is safe from a kill at once, and from a power failure with the next promise. Triggers
+refuse to alter or delete slots and log entries.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cloister.vector.bundle import canonical, digest
 from cloister.vector.errors import (
@@ -34,6 +35,7 @@ from cloister.vector.errors import (
 VERSION = 1
 ZERO = bytes(32)
 SEQUENCE_BLOCK = 256  # numbers reserved by one write; a restart skips what is left of the block
+Synchronous = Literal["FULL", "NORMAL"]  # NORMAL: written, and on the disk with the next FULL transaction (WAL)
 SCHEMA = """
 CREATE TABLE slot (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -75,7 +77,6 @@ class Journal:
         with self._translated():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
             path.chmod(0o600)
         with self._transaction():
             if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
@@ -108,7 +109,7 @@ class Journal:
 
     def log(self, kind: str, **facts: Any) -> None:
         """Appends one entry. `facts` are JSON values and never a data value of a row."""
-        with self._transaction():
+        with self._transaction("NORMAL"):
             last = self._db.execute("SELECT number, hash FROM log ORDER BY number DESC LIMIT 1").fetchone()
             number, previous = (last[0] + 1, last[1]) if last else (1, ZERO)
             body = canonical({"number": number, "at": self._now(), "kind": kind, "facts": facts})
@@ -170,9 +171,9 @@ class Journal:
         with self._lock, self._translated():
             return self._counter(name)
 
-    def raise_counter(self, name: str, value: int) -> None:
+    def raise_counter(self, name: str, value: int, synchronous: Synchronous = "FULL") -> None:
         """Sets a counter that only grows; a smaller value changes nothing."""
-        with self._transaction():
+        with self._transaction(synchronous):
             if value > self._counter(name):
                 self._set_counter(name, value)
 
@@ -190,8 +191,9 @@ class Journal:
             return self._db.execute(question, values).fetchone()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, synchronous: Synchronous = "FULL") -> Iterator[None]:
         with self._lock, self._translated():
+            self._db.execute(f"PRAGMA synchronous = {synchronous}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
