@@ -56,7 +56,15 @@ def _folder(folder: Path) -> Shards:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise DataError(f"the folder {folder} holds no CSV file.", mend="Put one CSV per site into it.")
-    return _named({path.stem: read_table(path) for path in files})
+    return _named({path.stem: _read(path, site_id(path.stem)) for path in files})
+
+
+def _read(path: Path, site: str) -> pd.DataFrame:
+    try:
+        return read_table(path)
+    except DataError as fault:
+        fault.site = site
+        raise
 
 
 def _named(tables: Mapping[Any, Any]) -> Shards:

@@ -8,6 +8,7 @@ second draw. Every site gets rows, every row goes to exactly one site, and the s
 from __future__ import annotations
 
 import hashlib
+import heapq
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,11 @@ def _labels(target: pd.Series[Any]) -> npt.NDArray[np.int64]:
 
 def _fill(parts: list[list[int]], fewest: int, rng: np.random.Generator) -> None:
     """Moves rows from the largest site until each has `fewest`; `fewest` is at most half of the mean size."""
+    by_size = [(-len(part), index) for index, part in enumerate(parts)]
+    heapq.heapify(by_size)
     for part in parts:
         while len(part) < fewest:
-            largest = max(parts, key=len)
-            part.append(largest.pop(int(rng.integers(len(largest)))))
+            negative, index = by_size[0]
+            if -negative == len(parts[index]):
+                part.append(parts[index].pop(int(rng.integers(len(parts[index])))))
+            heapq.heapreplace(by_size, (-len(parts[index]), index))

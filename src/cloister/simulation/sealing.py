@@ -17,12 +17,13 @@ from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
 from cloister.seal.masks import reduce
 from cloister.seal.merkle import root_of
+from cloister.seal.messages import masked_header
 from cloister.seal.plan import MAX_COMPLETE, Plan
 from cloister.seal.roster import Member, Roster
 from cloister.seal.server import SealServer
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.vector import FixedPoint, Query, digest
-from cloister.vector.errors import BadUpload, RoundReplayed, SurvivorSetConflict, UsageError
+from cloister.vector.errors import RoundReplayed, SurvivorSetConflict, UsageError
 from cloister.vector.layout import Words
 
 COORDINATOR = "coordinator"
@@ -178,8 +179,7 @@ class _MaskedSum:
 
     def add(self, site: str, words: Words) -> None:
         header, payload = self._clients[site].mask(words)
-        if not self._server.payload_matches(header, root_of(payload)):
-            raise BadUpload("the masked vector is not the one that was signed for", site=site)
+        masked_header(header).check(root_of(payload), len(payload))
         self._up[site] += len(payload)
         self._hand_over(site, header)
         self._payloads[site] = payload
