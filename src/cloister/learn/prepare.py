@@ -102,7 +102,8 @@ def design(
     encoded = [
         (buckets(job, frame, name)[:, None] == fitted[f"fit/buckets/{name}"][None, :]) for name in columns.encoded
     ]
-    return np.ascontiguousarray(np.concatenate([x, *encoded], axis=1), np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and training says so
+        return np.ascontiguousarray(np.concatenate([x, *encoded], axis=1), np.float32)
 
 
 def _by_site(x: Floats, fit_rows: Bools | None) -> Floats:
