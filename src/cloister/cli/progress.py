@@ -60,6 +60,6 @@ class Progress:
         facts = f"{event['survivors']} of {event['sites']} sites"
         measured = "  ".join(f"{name} {event[name]:.3f}" for name in METRICS if isinstance(event.get(name), float))
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=event["step"], facts=f"{facts}  {measured}")
+            self._bar.update(self._task, completed=event["trained"], facts=f"{facts}  {measured}")
         elif event["stage"] == "train":
-            self.say(f"round {event['step']:>3} of {self._rounds}  {facts}  {measured}")
+            self.say(f"round {event['trained']:>3} of {self._rounds}  {facts}  {measured}")

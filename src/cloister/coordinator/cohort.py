@@ -282,7 +282,7 @@ class RemoteCohort:
             "event": "round",
             "round": round.number,
             "stage": opened.query.task,
-            "step": state.facts.get("round", 0),
+            "trained": state.facts.get("round", 0),
             "seconds": {phase: _rounded(value) for phase, value in round.seconds.items()},
             "sites": len(round.plan.sites),
             "survivors": len(round.server.u3),

@@ -84,9 +84,8 @@ class LocalCohort:
         seconds = {"training": time.perf_counter() - began - sealing, "sealing": sealing}
         event = {
             "event": "round",
-            "step": step,
+            "round": step,
             "stage": query.task,
-            "round": query.config["round"],
             "sites": len(sites),
             "survivors": survivors,
             "seconds": {name: round(value, 6) for name, value in seconds.items()},
@@ -105,7 +104,7 @@ class LocalCohort:
         measured = {
             name: measured[name] for name in ("train_loss", "loss", "accuracy", "auc", "rmse") if name in measured
         }
-        self._observe({**event, **traffic, **measured})
+        self._observe({**event, "trained": state.facts["round"], **traffic, **measured})
 
     def _present(self, sites: Sequence[str], step: int, query: Query) -> list[str]:
         """The sites of the cohort that do not vanish."""
@@ -133,7 +132,7 @@ class LocalCohort:
 
     def _refused(self, fault: TaskError | DataError, site: str, query: Query) -> TaskError | DataError:
         fault.site = fault.site or site
-        self._observe({"event": "refused", "step": query.config["step"], **fault.as_json()})
+        self._observe({"event": "refused", "round": query.config["step"], **fault.as_json()})
         return fault
 
     def _require(
