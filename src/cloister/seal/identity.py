@@ -45,16 +45,37 @@ class Identity:
         """Returns: 64 bytes over LP(label) || body."""
         return self._key.sign(lp(label.encode("ascii")) + body)
 
+    def sign_text(self, text: bytes) -> bytes:
+        """Signs bytes of a format that is not ours (a C2SP note), as they are.
+
+        Raises: ValueError: they begin with a zero byte, as LP(label) does: nothing signed here can serve as ours.
+        """
+        if text[:1] in (b"", b"\0"):
+            raise ValueError("a text begins with a character")
+        return self._key.sign(text)
+
     def __repr__(self) -> str:
         return f"Identity({fingerprint_words(self.public)!r})"
 
 
 def verify(public: bytes, label: str, body: bytes, signature: bytes, site: str = "") -> None:
     """Raises: BadSignature: `signature` is not that of `public` over LP(label) || body; names `site`."""
+    if not _verifies(public, lp(label.encode("ascii")) + body, signature):
+        raise BadSignature(f"a signature for {label!r} does not verify", site=site)
+
+
+def verify_text(public: bytes, text: bytes, signature: bytes, name: str) -> None:
+    """Raises: BadSignature: `signature` is not that of `public` over exactly `text`. Args: name: of that key."""
+    if text[:1] in (b"", b"\0") or not _verifies(public, text, signature):
+        raise BadSignature(f"the signature of {name!r} on a note does not verify")
+
+
+def _verifies(public: bytes, signed: bytes, signature: bytes) -> bool:
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, lp(label.encode("ascii")) + body)
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, signed)
     except (InvalidSignature, ValueError):
-        raise BadSignature(f"a signature for {label!r} does not verify", site=site) from None
+        return False
+    return True
 
 
 def fingerprint_words(public: bytes) -> str:
