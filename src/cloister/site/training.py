@@ -6,9 +6,11 @@ Whatever the worker does (hangs, dies, writes noise, answers too long) ends as o
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass
@@ -30,8 +32,10 @@ from cloister.vector.errors import (
     error_names,
 )
 
+COMMAND = (sys.executable, "-I", "-m", "cloister.site.worker")
 LOG_BYTES = 1 << 16  # of a worker's output kept, the newest; it may print gigabytes
 MESSAGE_CHARACTERS = 400
+RAISED = re.compile(r"code raise[sd] (\w{1,40})")  # what learn says of an exception; only Python's own are passed on
 SECONDS_TO_DIE = 2.0
 SECONDS_TO_PRINT = 0.02  # the traceback is written before the fault, through another pipe
 
@@ -100,7 +104,7 @@ class Worker:
             )
         task.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-m", "cloister.site.worker"),
+            *COMMAND,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -225,17 +229,19 @@ class Worker:
 
     def _fault(self, payload: bytes) -> CloisterError:
         """The worker's own words, as far as they can be believed to hold no data value."""
-        if not self._believed:
-            return TaskError(
-                "the job's code raised an error.",
-                mend="Its text stays at the site (worker.log); `cloister simulate` shows it on your own data.",
-                site=self._site,
-            )
         try:
             fields = json.loads(payload)
             name, message, mend = str(fields["error"]), str(fields["message"]), str(fields.get("mend", ""))
         except (ValueError, KeyError, TypeError):
             return TaskError("the training process reported an error that does not parse.", site=self._site)
+        if not self._believed:
+            raised = RAISED.search(message)
+            what = raised[1] if raised and hasattr(builtins, raised[1]) else "an error"
+            return TaskError(
+                f"the job's code raised {what}.",
+                mend="Its text stays at the site (worker.log); `cloister simulate` shows it on your own data.",
+                site=self._site,
+            )
         kind = error_names().get(name, TaskError)
         if not issubclass(kind, LocalError | TaskError) or issubclass(kind, PolicyRefused):
             kind = TaskError
