@@ -23,10 +23,9 @@ ENVELOPE: Final = "cloister/v1/envelope"
 OPEN: Final = "cloister/v1/open"
 KEYS: Final = "cloister/v1/keys"
 MASKED: Final = "cloister/v1/masked"
+UPLOAD: Final = "cloister/v1/upload"
 CONSISTENT: Final = "cloister/v1/consistent"
 RECEIPT: Final = "cloister/v1/receipt"
-
-# messages that carry no signature of their own
 KEYLIST: Final = "cloister/v1/list-of-keys"
 SHARES: Final = "cloister/v1/shares"
 CIPHERTEXTS: Final = "cloister/v1/ciphertexts"
@@ -40,7 +39,9 @@ COMMIT: Final = "cloister/v1/commit"
 U1: Final = "cloister/v1/u1"
 U2: Final = "cloister/v1/u2"
 U3: Final = "cloister/v1/u3"
+SURVIVOR_NAMES: Final = "cloister/v1/survivor-names"
 SHARE_AAD: Final = "cloister/v1/share-aad"
+AUDIT: Final = "cloister/v1/audit"
 FINGERPRINT: Final = "cloister/v1/fingerprint"
 
 # key derivations (HKDF info)

@@ -1,0 +1,395 @@
+"""SealClient: a site's side of one round, without I/O (docs/protocol.md, "A round"; Bonawitz et al. 2017, figure 4).
+
+Bytes in, bytes out. Whatever is malformed, lied about, repeated differently or out of phase raises a typed error of
+the tree and leaves the machine as it was. A byte-for-byte repeat of an answered message gets the same answer again.
+
+    client = SealClient("kent", identity, roster, coordinator_key, journal=journal, randomness=os.urandom)
+    plan = client.open(message_0)                   # the caller decides by its policy, fetches the query, trains
+    message_1 = client.keys(query_digest)
+    message_3 = client.receive(message_2)           # list of keys -> shares
+    client.receive(message_4)                       # ciphertexts
+    message_5, payload = client.mask(words)
+    message_7 = client.receive(message_6)           # survivors -> consistent
+    message_9 = client.receive(message_8)           # consistency -> unmask
+    client.receive(message_10)                      # receipt, verified: client.receipt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from hashlib import sha256
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from cloister.seal import derive, labels, shamir
+from cloister.seal.identity import Identity, Randomness
+from cloister.seal.masks import apply_masks, pack, reduce
+from cloister.seal.merkle import root_of
+from cloister.seal.messages import (
+    KINDS,
+    PART_BYTES,
+    Ciphertexts,
+    Consistency,
+    Consistent,
+    KeyList,
+    Keys,
+    Masked,
+    Open,
+    Shares,
+    SignedRoot,
+    Survivors,
+    Unmask,
+    label_of,
+)
+from cloister.seal.plan import Plan, check_plan
+from cloister.seal.receipt import Receipt, open_receipt
+from cloister.seal.roster import Roster
+from cloister.seal.state import SITE, SitePhase, step
+from cloister.seal.threshold import MIN_SITES
+from cloister.vector.bundle import digest
+from cloister.vector.errors import (
+    ContextMismatch,
+    KeyListConflict,
+    LayoutError,
+    MissingConsistency,
+    NotInRoster,
+    PeerError,
+    ReusedSecret,
+    RoundReplayed,
+    StaleReceipt,
+    SurvivorSetConflict,
+    TooFewSurvivors,
+    UnexpectedMessage,
+)
+from cloister.vector.layout import Words
+
+# Two different ones in one round prove that the coordinator told two stories.
+SECOND_STORY: dict[str, tuple[type[PeerError], str]] = {
+    labels.KEYLIST: (KeyListConflict, "list of keys"),
+    labels.SURVIVORS: (SurvivorSetConflict, "survivor set"),
+}
+
+
+class Journal(Protocol):
+    """The port to a site's durable memory of what it may say only once, whatever crashes in between."""
+
+    def once(self, slot: str, value: bytes) -> None:
+        """Durable before it returns; the same value again is fine.
+
+        Slots: "RUN/ROUND/open", "RUN/ROUND/survivors", "RUN/ROUND/unmask", "RUN/query/QUERY/survivors", with the run
+        and the query's digest in hex.
+        Raises: RoundReplayed (open, unmask), SurvivorSetConflict (survivors): the slot holds another value.
+        """
+
+
+class SealClient:
+    """One site in one round; make a new one for each round. Secrets live in it alone, and are erased with message 9.
+
+    Args:
+      site: this site's id. identity: signs. roster: as verified by this site. coordinator_key: pinned, 32 bytes.
+      journal: durable. randomness: n -> n bytes nobody can predict.
+      min_survivors: this site's own fewest sites of a sum. assume_colluders: of them, how many may work against it.
+      last_round, last_receipt: of this run: the last round that this site saw, and the digest of the last receipt it
+        verified; -1 and ZERO32 before the first.
+    Attributes: phase. plan: after `open`. receipt: after message 10.
+    """
+
+    plan: Plan
+
+    def __init__(
+        self,
+        site: str,
+        identity: Identity,
+        roster: Roster,
+        coordinator_key: bytes,
+        *,
+        journal: Journal,
+        randomness: Randomness,
+        min_survivors: int = MIN_SITES,
+        assume_colluders: int = 0,
+        last_round: int = -1,
+        last_receipt: bytes = labels.ZERO32,
+    ) -> None:
+        self.site, self.phase = site, SitePhase.NEW
+        self.receipt: Receipt | None = None
+        self._identity, self._roster, self._coordinator_key = identity, roster, coordinator_key
+        self._journal, self._randomness = journal, randomness
+        self._min_survivors, self._colluders = max(MIN_SITES, min_survivors), assume_colluders
+        self._last_round, self._last_receipt = last_round, last_receipt
+        self._heard: set[str] = set()  # labels of the messages that `receive` took
+        self._answers: dict[bytes, bytes | None] = {}  # digest of a message -> what was answered
+        self._own: Keys
+        self._channel: X25519PrivateKey | None = None  # None again once all channel keys are derived
+        self._sigma = self._beta = 0
+        self._inbound: dict[str, bytes] = {}  # channel keys by sender
+        self._pairs: dict[str, bytes] = {}  # pair seeds by neighbour
+        self._shares: dict[str, tuple[int, int]] = {}  # by owner: its shares of (beta, sigma)
+
+    def __repr__(self) -> str:
+        return f"SealClient({self.site!r}, phase={self.phase.value!r})"
+
+    # 0 and 1 ------------------------------------------------------------------------------------------------------
+
+    def open(self, data: bytes) -> Plan:
+        """Takes message 0: verified and checked against this site's own limits, not yet answered.
+
+        Raises: NotInRoster, BadSignature, MalformedMessage, ContextMismatch, RoundReplayed, StaleReceipt,
+          PlanRefused, TooFewSites, ThresholdTooLow, UnexpectedMessage.
+        """
+        after = step(SITE, self.phase, "open", self.site)
+        message = Open.from_bytes(data)
+        if self._coordinator_key not in [member.key for member in self._roster.coordinators]:
+            raise NotInRoster("the coordinator's key is not in the roster.", mend="Fetch the newest signed roster.")
+        message.verify(self._coordinator_key)
+        if message.roster != self._roster.digest:
+            raise ContextMismatch(
+                f"the round is opened under another roster than this site's version {self._roster.version}.",
+                mend="Fetch the newest signed roster.",
+            )
+        plan = Plan.from_bytes(message.plan)
+        check_plan(plan, self._roster, self.site, self._min_survivors, self._colluders)
+        if plan.round <= self._last_round:
+            raise RoundReplayed(f"round {plan.round} after round {self._last_round} of the same run")
+        if message.previous != self._last_receipt:
+            raise StaleReceipt(f"round {plan.round} does not build on the last receipt that this site verified.")
+        context = derive.round_context(plan, self._roster.digest, self._last_receipt)
+        if message.context != context:
+            raise ContextMismatch("the context of the opened round is not that of its plan, roster and receipt")
+        self.plan, self._context, self.phase = plan, context, after
+        return plan
+
+    def keys(self, query_digest: bytes) -> bytes:
+        """Message 1: fresh public keys. One such message a round, ever: a site that crashed after it is a dropout.
+
+        Args: query_digest: SHA-256 of the query's bytes exactly as this site received them.
+        Raises: ContextMismatch: the plan names another query (the coordinator may be showing sites different models).
+          RoundReplayed: this site sent keys in this round before. UnexpectedMessage: out of phase.
+        """
+        after = step(SITE, self.phase, "keys", self.site)
+        if query_digest != self.plan.query:
+            raise ContextMismatch("the query that arrived is not the one that the plan names")
+        channel = X25519PrivateKey.from_private_bytes(self._randomness(32))
+        sigma, beta = shamir.random_element(self._randomness), shamir.random_element(self._randomness)
+        mask = derive.mask_private_key(sigma, self._context)
+        own = Keys(
+            self._context,
+            self.site,
+            channel.public_key().public_bytes_raw(),
+            mask.public_key().public_bytes_raw(),
+            derive.commitment(self._context, self.site, beta),
+        ).signed(self._identity)
+        answer = own.to_bytes()
+        self._once("open", self._context + digest(answer))
+        self._own, self._channel, self._sigma, self._beta = own, channel, sigma, beta
+        self.phase = after
+        return answer
+
+    # 2 to 4, 6 to 8, 10 -------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> bytes | None:
+        """Takes one of the coordinator's messages 2, 4, 6, 8 and the receipt; returns the answer, if there is one.
+
+        Raises: a PeerError that names the lie (see docs/protocol.md, "Refusals"); the machine is then as it was.
+        """
+        name = digest(data)
+        if name in self._answers:
+            return self._answers[name]
+        label = label_of(data)
+        handlers: dict[str, Callable[[bytes], bytes | None]] = {
+            labels.KEYLIST: self._key_list,
+            labels.CIPHERTEXTS: self._ciphertexts,
+            labels.SURVIVORS: self._survivors,
+            labels.CONSISTENCY: self._consistency,
+            labels.RECEIPT: self._receipt,
+        }
+        if label not in handlers:
+            raise UnexpectedMessage(f"a site receives no {label!r}", site=self.site)
+        after = self._next_phase(label, data)
+        answer = handlers[label](data)
+        self.phase = after
+        self._heard.add(label)
+        self._answers[name] = answer
+        return answer
+
+    def _next_phase(self, label: str, data: bytes) -> SitePhase:
+        if label in SECOND_STORY and label in self._heard:
+            KINDS[label].from_bytes(data).verify(self._coordinator_key)
+            conflict, what = SECOND_STORY[label]
+            raise conflict(
+                f"round {self.plan.round}: the coordinator signed a second {what}; this site answered another one.",
+                mend="Keep both: they prove that the coordinator lies. Take no further part.",
+                site=self.site,
+            )
+        return step(SITE, self.phase, label.rpartition("/")[2], self.site)
+
+    def _check(self, message: KeyList | Ciphertexts | Survivors | Consistency) -> None:
+        """Signed by the pinned coordinator, and of this round."""
+        message.verify(self._coordinator_key)
+        if message.context != self._context:
+            raise ContextMismatch(f"a {message.LABEL!r} of another round or plan than this site's")
+        if isinstance(message, Ciphertexts | Survivors) and message.h1 != self._h1:
+            raise ContextMismatch(f"a {message.LABEL!r} that rests on another list of keys than this site was shown")
+
+    def _enough(self, sites: Collection[str], what: str) -> None:
+        required = max(self.plan.threshold, self.plan.min_survivors, self._min_survivors, self._colluders + 2)
+        if len(sites) < required:
+            raise TooFewSurvivors(
+                f"round {self.plan.round}: {len(sites)} of {len(self.plan.sites)} sites {what}, this site requires"
+                f" {required}. Nothing was opened."
+            )
+
+    def _key_list(self, data: bytes) -> bytes:
+        message = KeyList.from_bytes(data)
+        self._check(message)
+        entries, sites = message.entries, tuple(entry.site for entry in message.entries)
+        for entry in entries:
+            entry.verify(self._roster.key_of(entry.site, "site"), entry.site)
+            if entry.site not in self.plan.sites:
+                raise KeyListConflict("the list of keys has a site that the plan's cohort has not", site=entry.site)
+        if self._own not in entries:
+            raise KeyListConflict("the list of keys omits or alters this site's own", site=self.site)
+        if len({key for entry in entries for key in (entry.channel, entry.mask)}) != 2 * len(entries):
+            raise KeyListConflict("a public key is in the list of keys twice")
+        self._enough(sites, "sent keys")
+        h1 = derive.key_list_digest(self._context, entries)
+        dealt = self._deal(sites)
+        inbound, pairs, ciphertexts = {}, {}, []
+        mask, keys_of = derive.mask_private_key(self._sigma, self._context), {entry.site: entry for entry in entries}
+        assert self._channel is not None
+        for other in derive.neighbours(self.site, sites):
+            shared = derive.exchange(self._channel, keys_of[other].channel, other)
+            inbound[other] = derive.channel_key(shared, h1, other, self.site)
+            outbound = derive.channel_key(shared, h1, self.site, other)
+            ciphertexts.append(derive.encrypt_shares(outbound, self._context, h1, self.site, other, *dealt[other]))
+            pair = derive.exchange(mask, keys_of[other].mask, other)
+            pairs[other] = derive.pair_seed(pair, self._context, h1, self.site, other)
+        answer = Shares(self._context, h1, self.site, tuple(ciphertexts)).signed(self._identity).to_bytes()
+        self._u1, self._h1 = sites, h1
+        self._inbound, self._pairs, self._shares = inbound, pairs, {self.site: dealt[self.site]}
+        self._channel, self._sigma = None, 0  # all that they are for has been derived from them
+        return answer
+
+    def _deal(self, sites: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Shares of (beta, sigma) for each holder."""
+        holders = derive.circle(self.site, sites)
+        points = range(1, len(holders) + 1)
+        betas = shamir.split(self._beta, self.plan.threshold, points, self._randomness)
+        sigmas = shamir.split(self._sigma, self.plan.threshold, points, self._randomness)
+        return dict(zip(holders, zip(betas, sigmas, strict=True), strict=True))
+
+    def _ciphertexts(self, data: bytes) -> None:
+        message = Ciphertexts.from_bytes(data)
+        self._check(message)
+        if message.recipient != self.site:
+            raise UnexpectedMessage(f"ciphertexts for {message.recipient!r}", site=self.site)
+        if self.site not in message.sites or not set(message.sites) <= set(self._u1):
+            raise SurvivorSetConflict("U2 omits this site, or is not part of U1", site=self.site)
+        self._enough(message.sites, "shared their secrets")
+        senders = derive.neighbours(self.site, message.sites)
+        if len(senders) != len(message.ciphertexts):
+            raise UnexpectedMessage(f"{len(message.ciphertexts)} ciphertexts from {len(senders)} sites")
+        shares = {
+            sender: derive.decrypt_shares(
+                self._inbound[sender], self._context, self._h1, sender, self.site, ciphertext
+            )
+            for sender, ciphertext in zip(senders, message.ciphertexts, strict=True)
+        }
+        self._u2 = message.sites
+        self._u2_digest = derive.sharers_digest(self._context, self._h1, self._u2)
+        self._shares |= shares
+        self._inbound = {}
+
+    # 5 ------------------------------------------------------------------------------------------------------------
+
+    def mask(self, words: Words) -> tuple[bytes, memoryview]:
+        """Message 5: the signed header, and the payload that it announces (packed masked words).
+
+        Args: words: the encoded contribution, uint32 or uint64 [plan.words], every word below 2**bits; not changed.
+        Raises: LayoutError: not a vector of this plan. ReusedSecret: masked once already. UnexpectedMessage.
+        """
+        if self.phase in (SitePhase.MASKED, SitePhase.AGREED, SitePhase.UNMASKED, SitePhase.DONE):
+            raise ReusedSecret("the masks of this round were used already.", mend="Wait for the next round.")
+        after = step(SITE, self.phase, "mask", self.site)
+        plan = self.plan
+        if words.shape != (plan.words,) or words.dtype != plan.coder.dtype:
+            raise LayoutError(f"{words.shape} {words.dtype} for a plan of {plan.words} {plan.coder.dtype}")
+        if plan.bits < 32 and int(words.max()) >> plan.bits:
+            raise LayoutError(f"a word does not fit {plan.bits} bits")
+        seeds = [(derive.self_seed(self._beta, self._context, self.site), 1)]
+        for other in derive.neighbours(self.site, self._u2):
+            seeds.append((self._pairs[other], derive.pair_sign(self.site, other)))
+        masked = words.copy()
+        apply_masks(masked, seeds)
+        reduce(masked, plan.bits)
+        payload = pack(masked, plan.bits)
+        parts = tuple(sha256(payload[at : at + PART_BYTES]).digest() for at in range(0, len(payload), PART_BYTES))
+        upload = SignedRoot(
+            self._context, self._h1, self._u2_digest, plan.words, plan.bits, self.site, root_of(payload)
+        ).signed(self._identity)
+        header = Masked(self._context, upload, parts).signed(self._identity)
+        self._upload, self._pairs, self._beta = upload, {}, 0
+        self.phase = after
+        return header.to_bytes(), payload
+
+    # 6 to 10 ------------------------------------------------------------------------------------------------------
+
+    def _survivors(self, data: bytes) -> bytes:
+        message = Survivors.from_bytes(data)
+        self._check(message)
+        entries, sites = message.entries, tuple(entry.site for entry in message.entries)
+        if message.u2 != self._u2_digest:
+            raise ContextMismatch("survivors that rest on another U2 than this site was shown")
+        if (message.words, message.bits) != (self.plan.words, self.plan.bits):
+            raise ContextMismatch("survivors with vectors of another shape than the plan's")
+        if not set(sites) <= set(self._u2):
+            raise SurvivorSetConflict(f"survivors that never shared secrets: {sorted(set(sites) - set(self._u2))}")
+        if self._upload not in entries:
+            raise SurvivorSetConflict("the survivors omit this site, or alter what it signed", site=self.site)
+        self._enough(sites, "survived")
+        for entry in entries:
+            entry.verify(self._roster.key_of(entry.site, "site"))
+        u3_digest = derive.survivors_digest(self._context, self._h1, self._u2_digest, entries)
+        answer = Consistent(self._context, u3_digest, self.site).signed(self._identity).to_bytes()
+        slot = f"{self.plan.run.hex()}/query/{self.plan.query.hex()}/survivors"
+        self._journal.once(slot, derive.survivor_names_digest(sites))
+        self._once("survivors", u3_digest)
+        self._u3, self._u3_digest, self._uploads = sites, u3_digest, entries
+        return answer
+
+    def _consistency(self, data: bytes) -> bytes:
+        message = Consistency.from_bytes(data)
+        self._check(message)
+        if message.u3 != self._u3_digest:
+            raise MissingConsistency("signatures on another survivor set than the one that this site signed")
+        signers = [entry.site for entry in message.entries]
+        if not set(signers) <= set(self._u3) or len(signers) < self.plan.threshold:
+            raise MissingConsistency(
+                f"round {self.plan.round}: {len(signers)} signatures on the survivor set, it takes"
+                f" {self.plan.threshold} of its members. Nothing was opened."
+            )
+        for entry in message.entries:
+            entry.verify(self._roster.key_of(entry.site, "site"), entry.site)
+        owners = derive.circle(self.site, self._u2)
+        released = [self._shares[owner][0 if owner in self._u3 else 1] for owner in owners]
+        shares = tuple(shamir.to_bytes(share) for share in released)
+        answer = Unmask(self._context, self._u3_digest, self.site, shares).signed(self._identity).to_bytes()
+        self._once("unmask", digest(answer))
+        self._consistency_digest, self._shares = digest(data), {}
+        return answer
+
+    def _receipt(self, data: bytes) -> None:
+        receipt = open_receipt(data, self._coordinator_key)
+        if receipt.ctx != self._context or receipt.plan.body != self.plan.body:
+            raise ContextMismatch("a receipt of another round or plan")
+        receipt.check_follows(self.plan.run, self._last_round, self._last_receipt)
+        seen = (self._roster.digest, self._h1, self._u1, self._u2, self._u3, self._consistency_digest)
+        if seen != (receipt.roster, receipt.h1, receipt.u1, receipt.u2, receipt.u3, receipt.consistency):
+            raise StaleReceipt(f"the receipt of round {self.plan.round} tells another story than this site saw.")
+        signed = [(each.site, each.root, each.signature) for each in receipt.uploads]
+        if signed != [(each.site, each.root, each.signature) for each in self._uploads]:
+            raise StaleReceipt(f"the receipt of round {self.plan.round} has other uploads than this site agreed to.")
+        self.receipt = receipt
+
+    def _once(self, kind: str, value: bytes) -> None:
+        self._journal.once(f"{self.plan.run.hex()}/{self.plan.round}/{kind}", value)

@@ -1,0 +1,421 @@
+"""SealServer: the coordinator's side of one round, without I/O (docs/protocol.md, "A round").
+
+It is deterministic: made anew with the same arguments and given the same messages and closes, it is the same again
+and answers with the same bytes, so a coordinator recovers from a crash by replaying what it had accepted. A refused
+message raises a typed error and changes nothing; an identical repeat of an accepted one is no event at all.
+
+    server = SealServer(plan, roster, identity, "hub", previous_receipt)
+    server.open()                                   # message 0, the same for every site of the plan
+    server.receive(site, message)                   # 1, 3, 5, 7, 9, in any order of sites
+    server.close()                                  # 2, 4, 6, 8 by recipient; after 9 the sum can be opened
+    server.total(read)                              # the sum, without its masks
+    server.receipt(sum_root, state_digest)          # message 10
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, islice
+
+import numpy as np
+
+from cloister.seal import derive, labels, shamir
+from cloister.seal.identity import Identity
+from cloister.seal.masks import Seed, apply_masks, packed_bytes, reduce, unpack
+from cloister.seal.messages import (
+    Ciphertexts,
+    Consistency,
+    Consistent,
+    KeyList,
+    Keys,
+    Masked,
+    Open,
+    Shares,
+    Survivors,
+    Unmask,
+    label_of,
+)
+from cloister.seal.plan import Plan
+from cloister.seal.receipt import Receipt, Upload, sign_receipt
+from cloister.seal.roster import Roster
+from cloister.seal.state import COORDINATOR, Phase, step
+from cloister.vector.bundle import digest
+from cloister.vector.errors import (
+    BadShare,
+    BadUpload,
+    CloisterError,
+    ContextMismatch,
+    DuplicateMessage,
+    KeyListConflict,
+    MalformedMessage,
+    MissingConsistency,
+    NotInRoster,
+    RoundVoid,
+    TooFewSurvivors,
+    UnexpectedMessage,
+)
+from cloister.vector.layout import Words
+
+CHUNK_WORDS = 1 << 18  # of the total at a time: 1 MiB that stays in a core's cache; even, so that packed words align
+SUBSETS = 512  # of answers tried when too few are spare for decoding: enough for one liar in 64 sites
+SAID = {
+    Phase.KEYS: "sent keys",
+    Phase.SHARES: "shared their secrets",
+    Phase.MASKED: "sent a masked vector",
+    Phase.CONSISTENT: "signed the survivor set",
+    Phase.UNMASK: "released their shares",
+}
+
+Read = Callable[[str, int, int], bytes]
+SiteMessage = Keys | Shares | Masked | Consistent | Unmask
+
+
+class SealServer:
+    """One round at the coordinator. It holds no secret of its own but the identity that signs.
+
+    Args: plan: of the round. roster: the current one. identity, coordinator: who signs.
+      previous_receipt: digest of the run's last receipt, ZERO32 before the first.
+    Attributes: phase. u1, u2, u3: who sent keys, shared, and survived, once each phase is closed. blamed: BadShare
+      errors, each naming a site whose share did not fit (set when the sum opens in spite of them).
+    Raises: NotInRoster: a site of the plan, or the coordinator, is not in the roster. ContextMismatch: another
+      federation.
+    """
+
+    def __init__(
+        self, plan: Plan, roster: Roster, identity: Identity, coordinator: str, previous_receipt: bytes
+    ) -> None:
+        if plan.federation != roster.federation:
+            raise ContextMismatch(f"a plan of {plan.federation!r} under the roster of {roster.federation!r}")
+        if roster.key_of(coordinator, "coordinator") != identity.public:
+            raise NotInRoster(f"the key at hand is not the one that the roster has for {coordinator!r}.")
+        self._member_keys = {site: roster.key_of(site, "site") for site in plan.sites}
+        self.plan, self._roster, self._identity, self._previous = plan, roster, identity, previous_receipt
+        self.phase = Phase.KEYS
+        self.context = derive.round_context(plan, roster.digest, previous_receipt)
+        self.u1: tuple[str, ...] = ()
+        self.u2: tuple[str, ...] = ()
+        self.u3: tuple[str, ...] = ()
+        self.blamed: list[BadShare] = []
+        self._accepted: dict[tuple[str, str], bytes] = {}  # (label, site) -> digest of the accepted bytes
+        self._keys: dict[str, Keys] = {}
+        self._shares: dict[str, Shares] = {}
+        self._masked: dict[str, Masked] = {}
+        self._consistent: dict[str, Consistent] = {}
+        self._unmask: dict[str, Unmask] = {}
+        self._seeds: list[Seed] = []
+        self._weights: dict[tuple[int, ...], list[int]] = {}  # Lagrange coefficients by points
+
+    def open(self) -> bytes:
+        """Message 0, the same for every site of the plan."""
+        message = Open(self.context, self._roster.digest, self._previous, self.plan.to_bytes())
+        return message.signed(self._identity).to_bytes()
+
+    def awaited(self) -> frozenset[str]:
+        """The sites that may answer in this phase."""
+        members = {
+            Phase.KEYS: self.plan.sites,
+            Phase.SHARES: self.u1,
+            Phase.MASKED: self.u2,
+            Phase.CONSISTENT: self.u3,
+            Phase.UNMASK: self.u3,
+        }
+        return frozenset(members.get(self.phase, ()))
+
+    def answered(self) -> frozenset[str]:
+        """The sites whose answer of this phase was accepted."""
+        answers: Mapping[Phase, Mapping[str, object]] = {
+            Phase.KEYS: self._keys,
+            Phase.SHARES: self._shares,
+            Phase.MASKED: self._masked,
+            Phase.CONSISTENT: self._consistent,
+            Phase.UNMASK: self._unmask,
+        }
+        return frozenset(answers.get(self.phase, ()))
+
+    # What sites send ----------------------------------------------------------------------------------------------
+
+    def receive(self, site: str, data: bytes) -> None:
+        """Takes message 1, 3, 5, 7 or 9 of `site`. Of a Masked header the caller has verified the payload before.
+
+        Raises: a PeerError that names the site and what is wrong; nothing has changed then. DuplicateMessage: the
+          site answered this phase differently before. UnexpectedMessage: out of phase, or not a site that is awaited.
+        """
+        label, name = label_of(data), digest(data)
+        if self._accepted.get((label, site)) == name:
+            return
+        takers: dict[str, Callable[[str, bytes], None]] = {
+            labels.KEYS: self._take_keys,
+            labels.SHARES: self._take_shares,
+            labels.MASKED: self._take_masked,
+            labels.CONSISTENT: self._take_consistent,
+            labels.UNMASK: self._take_unmask,
+        }
+        after = step(COORDINATOR, self.phase, label.rpartition("/")[2], site)
+        if site not in self.awaited():
+            raise UnexpectedMessage(f"no {label!r} is awaited from this site", site=site)
+        try:
+            takers[label](site, data)
+        except CloisterError as fault:
+            fault.site = site
+            raise
+        self._accepted[label, site] = name
+        self.phase = after
+
+    def _authentic(self, message: SiteMessage, sender: str, site: str) -> None:
+        """By the site that it names, in this round, and the first of its kind."""
+        if sender != site:
+            raise UnexpectedMessage(f"a message of {sender!r} in the name of another site")
+        message.verify(self._member_keys[site], site)
+        if message.context != self.context:
+            raise ContextMismatch(
+                "the site answered in another round, or was shown another plan, query, roster or receipt"
+            )
+        if (message.LABEL, site) in self._accepted:
+            raise DuplicateMessage(f"a second, different {message.LABEL!r}")
+
+    def _take_keys(self, site: str, data: bytes) -> None:
+        message = Keys.from_bytes(data)
+        self._authentic(message, message.site, site)
+        taken = {key for keys in self._keys.values() for key in (keys.channel, keys.mask)}
+        if message.channel == message.mask or taken & {message.channel, message.mask}:
+            raise KeyListConflict("a public key that another one repeats")
+        derive.check_public(message.channel, site)
+        derive.check_public(message.mask, site)
+        self._keys[site] = message
+
+    def _take_shares(self, site: str, data: bytes) -> None:
+        message = Shares.from_bytes(data)
+        self._authentic(message, message.site, site)
+        self._same_list(message.h1)
+        if len(message.ciphertexts) != len(derive.neighbours(site, self.u1)):
+            raise MalformedMessage(f"{len(message.ciphertexts)} ciphertexts for a circle of {len(self.u1)}")
+        self._shares[site] = message
+
+    def _take_masked(self, site: str, data: bytes) -> None:
+        message = Masked.from_bytes(data)
+        upload = message.upload
+        self._authentic(message, upload.site, site)
+        self._same_list(upload.h1)
+        if upload.u2 != self._u2_digest:
+            raise ContextMismatch("the site masked for another U2")
+        if (upload.words, upload.bits) != (self.plan.words, self.plan.bits):
+            raise BadUpload(
+                f"{upload.words} words of {upload.bits} bits for a plan of {self.plan.words} of {self.plan.bits}"
+            )
+        upload.verify(self._member_keys[site])
+        self._masked[site] = message
+
+    def _take_consistent(self, site: str, data: bytes) -> None:
+        message = Consistent.from_bytes(data)
+        self._authentic(message, message.site, site)
+        if message.u3 != self._u3_digest:
+            raise MissingConsistency("a signature on another survivor set")
+        self._consistent[site] = message
+
+    def _take_unmask(self, site: str, data: bytes) -> None:
+        message = Unmask.from_bytes(data)
+        self._authentic(message, message.site, site)
+        if message.u3 != self._u3_digest:
+            raise ContextMismatch("shares for another survivor set")
+        if len(message.shares) != len(derive.circle(site, self.u2)):
+            raise MalformedMessage(f"{len(message.shares)} shares for a circle of {len(self.u2)}")
+        for share in message.shares:
+            shamir.from_bytes(share)
+        self._unmask[site] = message
+
+    def _same_list(self, h1: bytes) -> None:
+        if h1 != self._h1:
+            raise ContextMismatch("the site was shown another list of keys")
+
+    # What the coordinator sends -----------------------------------------------------------------------------------
+
+    def close(self) -> dict[str, bytes]:
+        """Ends this phase: what to send to each recipient (nothing after the last one).
+
+        Raises: TooFewSurvivors: fewer answers than the plan requires; the round is void and nothing was opened.
+          BadShare: a secret that the answers contradict; the round is void. UnexpectedMessage: it is over already.
+        """
+        after = step(COORDINATOR, self.phase, "close")
+        answered = sorted(self.answered())
+        required = self.plan.threshold
+        if self.phase in (Phase.KEYS, Phase.SHARES, Phase.MASKED):
+            required = max(required, self.plan.min_survivors)
+        if len(answered) < required:
+            missing, said = ", ".join(sorted(self.awaited() - set(answered))), SAID[self.phase]
+            self.phase = step(COORDINATOR, self.phase, "void")
+            raise TooFewSurvivors(
+                f"round {self.plan.round}: {len(answered)} of {len(self.plan.sites)} sites {said}, it takes"
+                f" {required}. Nothing was opened.",
+                mend=f"Wait for {missing}, or go on with a cohort without them.",
+            )
+        closers: dict[Phase, Callable[[tuple[str, ...]], dict[str, bytes]]] = {
+            Phase.KEYS: self._close_keys,
+            Phase.SHARES: self._close_shares,
+            Phase.MASKED: self._close_masked,
+            Phase.CONSISTENT: self._close_consistent,
+            Phase.UNMASK: self._close_unmask,
+        }
+        outgoing = closers[self.phase](tuple(answered))
+        self.phase = after
+        return outgoing
+
+    def _close_keys(self, sites: tuple[str, ...]) -> dict[str, bytes]:
+        entries = tuple(self._keys[site] for site in sites)
+        self.u1, self._h1 = sites, derive.key_list_digest(self.context, entries)
+        message = KeyList(self.context, entries).signed(self._identity).to_bytes()
+        return dict.fromkeys(sites, message)
+
+    def _close_shares(self, sites: tuple[str, ...]) -> dict[str, bytes]:
+        self.u2, self._u2_digest = sites, derive.sharers_digest(self.context, self._h1, sites)
+        place = {site: {to: at for at, to in enumerate(derive.neighbours(site, self.u1))} for site in sites}
+        outgoing = {}
+        for site in sites:
+            senders = derive.neighbours(site, sites)
+            relayed = tuple(self._shares[sender].ciphertexts[place[sender][site]] for sender in senders)
+            message = Ciphertexts(self.context, self._h1, site, sites, relayed)
+            outgoing[site] = message.signed(self._identity).to_bytes()
+        return outgoing
+
+    def _close_masked(self, sites: tuple[str, ...]) -> dict[str, bytes]:
+        entries = tuple(self._masked[site].upload for site in sites)
+        digests = (self.context, self._h1, self._u2_digest)
+        self.u3, self._u3_digest = sites, derive.survivors_digest(*digests, entries)
+        message = Survivors(*digests, self.plan.words, self.plan.bits, entries).signed(self._identity)
+        return dict.fromkeys(sites, message.to_bytes())
+
+    def _close_consistent(self, sites: tuple[str, ...]) -> dict[str, bytes]:
+        entries = tuple(self._consistent[site] for site in sites)
+        message = Consistency(self.context, self._u3_digest, entries).signed(self._identity).to_bytes()
+        self._consistency_digest = digest(message)
+        return dict.fromkeys(self.u3, message)  # one that signed too late may still unmask
+
+    # Opening ------------------------------------------------------------------------------------------------------
+
+    def _close_unmask(self, sites: tuple[str, ...]) -> dict[str, bytes]:
+        """Rebuilds the survivors' own seeds, and the pair seeds of those that dropped out after sharing."""
+        seeds: list[Seed] = []
+        try:
+            for site in self.u3:
+                beta = self._reveal(site, sites, self._beta_fits)
+                seeds.append((derive.self_seed(beta, self.context, site), -1))
+            for lost in sorted(set(self.u2) - set(self.u3)):
+                private = derive.mask_private_key(self._reveal(lost, sites, self._sigma_fits), self.context)
+                for site in derive.neighbours(lost, self.u3):
+                    shared = derive.exchange(private, self._keys[site].mask, site)
+                    seed = derive.pair_seed(shared, self.context, self._h1, site, lost)
+                    seeds.append((seed, -derive.pair_sign(site, lost)))
+        except BadShare:
+            self.phase = step(COORDINATOR, self.phase, "void")
+            raise
+        self._seeds = seeds
+        return {}
+
+    def _beta_fits(self, site: str, beta: int) -> bool:
+        return derive.commitment(self.context, site, beta) == self._keys[site].commitment
+
+    def _sigma_fits(self, site: str, sigma: int) -> bool:
+        public = derive.mask_private_key(sigma, self.context).public_key().public_bytes_raw()
+        return public == self._keys[site].mask
+
+    def _reveal(self, owner: str, answering: tuple[str, ...], fits: Callable[[str, int], bool]) -> int:
+        """A secret of `owner` from the answers. Raises: BadShare: they contradict what it committed to."""
+        holders = [site for site in derive.circle(owner, self.u1) if site in answering]
+        point = {site: x for x, site in enumerate(derive.circle(owner, self.u1), 1)}
+        shares = {point[site]: self._share(site, owner) for site in holders}
+        accused = {point[fault.site] for fault in self.blamed if fault.site in point}
+        order = sorted(shares, key=lambda x: (x in accused, x))  # who gave a wrong share once is asked last
+        for chosen in islice(combinations(order, self.plan.threshold), SUBSETS):
+            secret = self._interpolate(chosen, shares)
+            if fits(owner, secret):
+                if chosen != tuple(order[: self.plan.threshold]):
+                    self._blame(owner, secret, chosen, shares, holders)
+                return secret
+        try:
+            secret, wrong = shamir.correct(shares, self.plan.threshold)
+        except BadShare:
+            wrong = frozenset(shares)
+        if len(wrong) == len(shares) or not fits(owner, secret):
+            raise BadShare(
+                f"round {self.plan.round}: the answers contradict what this site committed to: it dealt wrong shares,"
+                " or too many others answered with wrong ones. Nothing was opened.",
+                mend="Go on with a cohort without it; if that happens again, look at those who answered.",
+                site=owner,
+            )
+        good = [x for x in order if x not in wrong]
+        self._blame(owner, secret, tuple(good[: self.plan.threshold]), shares, holders)
+        return secret
+
+    def _share(self, site: str, owner: str) -> int:
+        return shamir.from_bytes(self._unmask[site].shares[derive.circle(site, self.u2).index(owner)])
+
+    def _interpolate(self, chosen: tuple[int, ...], shares: Mapping[int, int]) -> int:
+        if chosen not in self._weights:
+            self._weights[chosen] = shamir.weights(chosen)
+        return shamir.interpolate(self._weights[chosen], [shares[x] for x in chosen])
+
+    def _blame(
+        self, owner: str, secret: int, good: tuple[int, ...], shares: Mapping[int, int], holders: list[str]
+    ) -> None:
+        """Names those whose share does not lie on the polynomial that `good` shares define."""
+        for x, site in zip(sorted(shares), holders, strict=True):
+            suspect = (*good[1:], x)
+            if x not in good and self._interpolate(suspect, shares) != secret:
+                fault = f"its share of a secret of {owner!r} is wrong: it, or {owner!r} which dealt it, lied"
+                self.blamed.append(BadShare(fault, site=site))
+
+    def total(self, read: Read, threads: int = 1) -> Words:
+        """The sum over u3, mod 2**bits, without its masks.
+
+        Args: read: (site, offset, length) -> bytes of the payload that the site's header announced; called for one
+          stretch at a time, from `threads` threads, so memory stays at the result and one stretch for each thread.
+        Returns: uint32 or uint64 [plan.words].
+        Raises: RoundVoid: nothing was opened. UnexpectedMessage: not opened yet. BadUpload: `read` came back short.
+        """
+        if self.phase is Phase.VOID:
+            raise RoundVoid(f"round {self.plan.round} ended without a sum: nothing was opened.")
+        if self.phase is not Phase.OPEN:
+            raise UnexpectedMessage(f"round {self.plan.round} is in the phase {self.phase.value!r}: no sum yet.")
+        total = np.zeros(self.plan.words, self.plan.coder.dtype)
+
+        def add(at: int) -> None:
+            part = total[at : at + CHUNK_WORDS]
+            offset, length = at * self.plan.bits // 8, packed_bytes(len(part), self.plan.bits)
+            for site in self.u3:
+                data = read(site, offset, length)
+                if len(data) != length:
+                    raise BadUpload(f"{len(data)} bytes at {offset} of its masked vector, not {length}", site=site)
+                part += unpack(data, len(part), self.plan.bits)
+            apply_masks(part, self._seeds, start=at)
+            reduce(part, self.plan.bits)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for done in pool.map(add, range(0, len(total), CHUNK_WORDS)):
+                assert done is None
+        return total
+
+    def receipt(self, sum_root: bytes, state_digest: bytes) -> bytes:
+        """Message 10, signed. Args: sum_root: Merkle root over the opened sum. state_digest: of the state after it.
+
+        Raises: UnexpectedMessage: the round has not opened.
+        """
+        if self.phase is not Phase.OPEN:
+            raise UnexpectedMessage(f"round {self.plan.round} is in the phase {self.phase.value!r}: no receipt.")
+        receipt = Receipt(
+            plan=self.plan,
+            ctx=self.context,
+            roster=self._roster.digest,
+            h1=self._h1,
+            u1=self.u1,
+            u2=self.u2,
+            u3=self.u3,
+            uploads=tuple(
+                Upload(site, self._masked[site].upload.root, self._masked[site].upload.signature) for site in self.u3
+            ),
+            consistency=self._consistency_digest,
+            sum_root=sum_root,
+            words=self.plan.words,
+            state=state_digest,
+            previous=self._previous,
+        )
+        return sign_receipt(receipt, self._identity)

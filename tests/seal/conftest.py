@@ -1,0 +1,212 @@
+"""A federation in miniature: real machines, real signatures, bytes handed over in the test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloister.seal import SealClient, SealServer, masked_header
+from cloister.seal.identity import Identity
+from cloister.seal.labels import ZERO32
+from cloister.seal.merkle import root_of
+from cloister.seal.plan import Plan
+from cloister.seal.roster import Member, Roster
+from cloister.seal.threshold import threshold
+from cloister.vector.errors import RoundReplayed, SurvivorSetConflict
+from cloister.vector.layout import Block, Layout
+
+NAMES = ("amsterdam", "basel", "cork", "delft", "essen", "fano", "ghent", "hull", "izola", "jena")
+PHASES = ("keys", "shares", "masked", "consistent", "unmask")
+
+
+class Drbg:
+    """SHA-256 in counter mode: the randomness of tests, the same on every machine."""
+
+    def __init__(self, seed: str) -> None:
+        self._seed, self._count = hashlib.sha256(seed.encode()).digest(), 0
+
+    def __call__(self, size: int) -> bytes:
+        out = b""
+        while len(out) < size:
+            out += hashlib.sha256(self._seed + self._count.to_bytes(8, "big")).digest()
+            self._count += 1
+        return out[:size]
+
+
+class MemoryJournal:
+    def __init__(self) -> None:
+        self.slots: dict[str, bytes] = {}
+
+    def once(self, slot: str, value: bytes) -> None:
+        if self.slots.setdefault(slot, value) != value:
+            raise (SurvivorSetConflict if slot.endswith("survivors") else RoundReplayed)(f"slot {slot!r} is taken")
+
+
+class Rig:
+    """A coordinator and its sites in one round of a run.
+
+    Args: sites: how many. size: coordinates of the one block. bits: of a word. seed: of everything random.
+    Attributes: log: every message that was handed over, as (kind, site, bytes).
+    """
+
+    def __init__(self, sites: int = 5, size: int = 7, bits: int = 32, seed: str = "rig", **plan: Any) -> None:
+        self.names, self.seed = NAMES[:sites], seed
+        random = Drbg(f"{seed}/identities")
+        self.coordinator = Identity.generate(random)
+        self.identities = {site: Identity.generate(random) for site in NAMES}
+        self.journals = {site: MemoryJournal() for site in NAMES}
+        self.roster = Roster(
+            federation="tests",
+            version=1,
+            previous=ZERO32,
+            roots=(Identity.generate(random).public,),
+            quorum=1,
+            coordinators=(Member("hub", self.coordinator.public),),
+            sites=tuple(Member(site, self.identities[site].public) for site in NAMES),
+        )
+        facts: dict[str, Any] = {
+            "federation": "tests",
+            "run": bytes(range(16)),
+            "round": 0,
+            "attempt": 0,
+            "job": hashlib.sha256(b"job").digest(),
+            "query": hashlib.sha256(b"query").digest(),
+            "algorithm": "fedavg",
+            "bits": bits,
+            "layout": Layout((Block("delta", (size,), bound=1.0),)),
+            "max_rows": 100,
+            "sites": self.names,
+            "threshold": threshold(sites) if sites >= 3 else 2,
+            "min_survivors": min(3, sites),
+        }
+        self.plan = Plan(**{**facts, **plan})
+        self.server = self.new_server()
+        self.clients = {site: self.client(site) for site in self.plan.sites}
+        self.words = {site: self.contribution(site) for site in self.plan.sites}
+        self.payloads: dict[str, bytes] = {}
+        self.mail: dict[str, bytes] = {}
+        self.log: list[tuple[str, str, bytes]] = []
+
+    def new_server(self, previous: bytes = ZERO32) -> SealServer:
+        return SealServer(self.plan, self.roster, self.coordinator, "hub", previous)
+
+    def client(self, site: str, **settings: Any) -> SealClient:
+        given = {"journal": self.journals[site], "randomness": Drbg(f"{self.seed}/{site}"), **settings}
+        return SealClient(site, self.identities[site], self.roster, self.coordinator.public, **given)
+
+    def contribution(self, site: str) -> np.ndarray[Any, Any]:
+        values = np.frombuffer(Drbg(f"{self.seed}/{site}/x")(8 * self.plan.words), np.uint64)
+        return (values & np.uint64((1 << self.plan.bits) - 1)).astype(self.plan.coder.dtype)
+
+    def expected(self, survivors: Collection[str]) -> np.ndarray[Any, Any]:
+        total = np.zeros(self.plan.words, self.plan.coder.dtype)
+        for site in survivors:
+            total += self.words[site]
+        return total & total.dtype.type((1 << self.plan.bits) - 1)
+
+    # one step at a time
+
+    def give(self, site: str, data: bytes) -> None:
+        """A site's message to the coordinator."""
+        self.server.receive(site, data)
+
+    def start(self, lost: Collection[str] = ()) -> None:
+        """Messages 0 and 1."""
+        opening = self.server.open()
+        for site in self.plan.sites:
+            if site not in lost:
+                self.log.append(("open", site, opening))
+                self.clients[site].open(opening)
+                answer = self.clients[site].keys(self.plan.query)
+                self.log.append(("keys", site, answer))
+                self.give(site, answer)
+
+    def close(self) -> dict[str, bytes]:
+        self.mail = self.server.close()
+        return self.mail
+
+    def deliver(self, site: str) -> bytes | None:
+        """What the coordinator sent to `site` in this phase; returns the answer."""
+        self.log.append(("to", site, self.mail[site]))
+        return self.clients[site].receive(self.mail[site])
+
+    def exchange(self, lost: Collection[str] = (), order: Callable[[list[str]], list[str]] = sorted) -> None:
+        """Closes a phase, and hands each message over and each answer back, but those of the lost."""
+        self.close()
+        for site in order(list(self.mail)):
+            if site in lost:
+                continue
+            answer = self.deliver(site)
+            if answer is not None:
+                self.log.append(("from", site, answer))
+                self.give(site, answer)
+
+    def upload(self, site: str) -> None:
+        header, payload = self.clients[site].mask(self.words[site])
+        self.payloads[site] = bytes(payload)
+        masked_header(header).check(root_of(payload), len(payload))
+        self.log.append(("masked", site, header))
+        self.give(site, header)
+
+    def read(self, site: str, offset: int, length: int) -> bytes:
+        return self.payloads[site][offset : offset + length]
+
+    def run(
+        self, lost: Mapping[str, Collection[str]] | None = None, order: Callable[[list[str]], list[str]] = sorted
+    ) -> np.ndarray[Any, Any]:
+        """A whole round. Args: lost: by phase of PHASES, who drops out before answering in it."""
+        gone: set[str] = set()
+        steps = {phase: set((lost or {}).get(phase, ())) for phase in PHASES}
+        gone |= steps["keys"]
+        self.start(gone)
+        gone |= steps["shares"]
+        self.exchange(gone, order)
+        gone |= steps["masked"]
+        self.exchange(gone, order)
+        for site in order(sorted(self.server.awaited() - gone)):
+            self.upload(site)
+        gone |= steps["consistent"]
+        self.exchange(gone, order)
+        gone |= steps["unmask"]
+        self.exchange(gone, order)
+        self.close()
+        return self.server.total(self.read)
+
+    def upto(self, phase: str) -> None:
+        """Brings everybody to where the coordinator's message before `phase` is closed and in `mail`, undelivered."""
+        self.start()
+        if phase == "keys":
+            return
+        self.close()
+        if phase == "shares":
+            return
+        self._answer_all()
+        self.close()
+        if phase == "masked":
+            return
+        self._answer_all()
+        for site in self.plan.sites:
+            self.upload(site)
+        self.close()
+        if phase == "consistent":
+            return
+        self._answer_all()
+        self.close()
+        if phase == "unmask":
+            return
+        self._answer_all()
+
+    def _answer_all(self) -> None:
+        for site in self.mail:
+            answer = self.deliver(site)
+            if answer is not None:
+                self.give(site, answer)
+
+
+@pytest.fixture(scope="session")
+def rig() -> type[Rig]:
+    return Rig
