@@ -79,6 +79,7 @@ def page():
             "event": "round",
             "stage": "train",
             "round": n,
+            "trained": n,
             "sites": 5,
             "seconds": {"keys": 0.2, "upload": 0.1},
             "bytes_up": 2048,

@@ -57,7 +57,7 @@ def state(**facts):
 def events():
     """As a federation gives them: other stages, refusals, seconds by phase, bytes by site."""
     rounds = [
-        {"event": "round", "stage": "train", "round": number, "sites": 4, "survivors": 5 - number,
+        {"event": "round", "stage": "train", "round": number, "trained": number - 2, "sites": 4,
          "seconds": {"keys": 0.25, "upload": 0.5}, "bytes_up": {"a": 10, "b": 20}, "bytes_down": {"a": 5}}
         for number in (3, 4)
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
@@ -19,10 +19,8 @@ from markupsafe import Markup
 
 from cloister.learn.charts import Reference, Series, bars, lines, number, strip
 from cloister.learn.comparison import HIGHER_IS_BETTER, Comparison
+from cloister.learn.result import Result, added
 from cloister.vector import digest
-
-if TYPE_CHECKING:
-    from cloister.learn.result import Result
 
 LABELS = {"accuracy": "Accuracy", "auc": "AUC", "loss": "Loss", "rmse": "RMSE", "mae": "MAE"}
 HEADLINE = ("accuracy", "rmse", "loss")  # the first that was measured carries the verdict
@@ -100,11 +98,14 @@ def _facts(result: Result, history: pd.DataFrame) -> list[tuple[str, str]]:
         fewest, most = int(trained["sites"].min()), int(history["sites"].max())
         found.append(("Sites in each sum", f"{most}" if fewest == most else f"{fewest}–{most}"))
         found.append(("Training rows", f"{int(history['rows'].max()):,}"))
-    if "seconds" in history:
-        found.append(("Time", _duration(float(history["seconds"].sum()))))
-    for column, label in (("bytes_up", "Sent by sites"), ("bytes_down", "Sent to sites")):
-        if column in history:
-            found.append((label, _bytes(float(history[column].sum()))))
+    opened = [event for event in result.events if event.get("event") == "round"]  # preparation and evaluation too
+    for name, label, shown in (
+        ("seconds", "Time", _duration),
+        ("bytes_up", "Sent by sites", _bytes),
+        ("bytes_down", "Sent to sites", _bytes),
+    ):
+        if total := sum(added(event[name]) for event in opened if event.get(name)):
+            found.append((label, shown(total)))
     if len(trained) and trained["clipped"].sum() > 0:
         found.append(("Values clipped", f"{int(trained['clipped'].sum()):,}"))
     return found
@@ -196,7 +197,7 @@ def _rounds(result: Result, history: pd.DataFrame) -> list[dict[str, Any]]:
     missing = [max(0.0, before - after) for before, after in zip(asked, counted, strict=True)]
     stacks = [("in the sum", counted), ("missing", missing)] if any(missing) else [("in the sum", counted)]
     found = [{"label": "Sites", "legend": [name for name, _ in stacks], "svg": bars(rounds, stacks)}]
-    phases = _phases(result, len(rounds))
+    phases = _phases(result, rounds)
     if svg := bars(rounds, phases, " s") if phases else None:
         found.append({"label": "Seconds", "legend": [name for name, _ in phases], "svg": svg})
     return found
@@ -204,23 +205,15 @@ def _rounds(result: Result, history: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _asked(result: Result, trained: pd.DataFrame) -> list[float]:
     """Sites asked in each round: from the events, else the most that ever answered in one round."""
-    asked = [float(event["sites"]) for event in _training_events(result) if isinstance(event.get("sites"), int)]
-    if len(asked) == len(trained):
-        return asked
-    return [float(trained["sites"].max())] * len(trained)
+    most = int(trained["sites"].max())
+    return [float(result.trained.get(int(round_), {}).get("sites", most)) for round_ in trained["round"]]
 
 
-def _phases(result: Result, rounds: int) -> list[tuple[str, list[float]]]:
-    told = [event.get("seconds") for event in _training_events(result)]
-    if len(told) != rounds:
-        return []
-    by_phase = [seconds if isinstance(seconds, Mapping) else {"round": seconds or 0.0} for seconds in told]
-    names = list(dict.fromkeys(name for seconds in by_phase for name in seconds))
-    return [(str(name), [float(seconds.get(name, 0.0)) for seconds in by_phase]) for name in names[:6]]
-
-
-def _training_events(result: Result) -> list[Mapping[str, Any]]:
-    return [event for event in result.events if event.get("event") == "round" and event.get("stage") == "train"]
+def _phases(result: Result, rounds: Sequence[int]) -> list[tuple[str, list[float]]]:
+    """Seconds of each phase, by round; empty where none was told."""
+    told: list[Mapping[str, float]] = [result.trained.get(round_, {}).get("seconds", {}) for round_ in rounds]
+    names = list(dict.fromkeys(name for seconds in told for name in seconds))
+    return [(str(name), [float(seconds.get(name, 0.0)) for seconds in told]) for name in names]
 
 
 def _privacy(result: Result) -> list[tuple[str, str]]:

@@ -84,13 +84,19 @@ class Result:
         and seconds, bytes_up, bytes_down (all sites together) where the events tell.
         """
         rows = [dict(row) for row in self.state.facts.get("history", ())]
-        trained = [event for event in self.events if event.get("event") == "round" and event.get("stage") == "train"]
-        for row, event in zip([row for row in rows if row["round"] > 0], trained, strict=False):
-            row.update({name: _added(event[name]) for name in COST if event.get(name)})
+        for row in rows:
+            event = self.trained.get(row["round"], {})
+            row.update({name: added(event[name]) for name in COST if event.get(name)})
         table = pd.DataFrame(rows)
         known = [name for name in ("round", "sites", "rows", "clipped", *MEASURED, *COST) if name in table]
         table = table[[*known, *(name for name in table if name not in known)]]
         return table.astype({name: np.float64 for name in table if name in (*MEASURED, *COST)})
+
+    @property
+    def trained(self) -> dict[int, Mapping[str, Any]]:
+        """The event of each round of training, by its number from 1 on."""
+        rounds = (event for event in self.events if event.get("event") == "round" and event.get("stage") == "train")
+        return {event["trained"]: event for event in rounds}
 
     @property
     def final(self) -> dict[str, float | None]:
@@ -166,6 +172,6 @@ class Result:
         (path / "report.html").write_text(self.report(), "utf-8")
 
 
-def _added(amount: Any) -> float:
+def added(amount: Any) -> float:
     """A total, or the sum of its parts (seconds by phase, bytes by site)."""
     return float(sum(amount.values())) if isinstance(amount, Mapping) else float(amount)

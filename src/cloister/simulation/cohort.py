@@ -64,7 +64,8 @@ class LocalCohort:
         coder = FixedPoint(query.sealed_layout, len(sites), self._job.bits)
         round_ = self._seal.round(query, sites, coder)
         faults: dict[str, TaskError | DataError] = {}
-        survivors, sealing = 0, time.perf_counter() - began
+        survivors: list[str] = []
+        sealing = time.perf_counter() - began
         for site, outcome in self._engine.answers(query, present):
             try:
                 if not isinstance(outcome, Answer):
@@ -76,8 +77,8 @@ class LocalCohort:
             started = time.perf_counter()
             round_.add(site, words)
             sealing += time.perf_counter() - started
-            survivors += 1
-        self._require(survivors, sites, faults, query)
+            survivors.append(site)
+        self._require(len(survivors), sites, faults, query)
         started = time.perf_counter()
         words = round_.open()
         sealing += time.perf_counter() - started
@@ -87,11 +88,12 @@ class LocalCohort:
             "round": step,
             "stage": query.task,
             "sites": len(sites),
-            "survivors": survivors,
+            "survivors": len(survivors),
+            "dropped": sorted(set(sites) - set(survivors)),
             "seconds": {name: round(value, 6) for name, value in seconds.items()},
         }
         self._open = (round_, event)
-        return open_total(query, coder, words, survivors)
+        return open_total(query, coder, words, len(survivors))
 
     def settle(self, state: State) -> None:
         """Ends the round whose total has become `state`: the receipt, and the event with the newest metrics."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-from cloister.job import Job
+from cloister.job import Job, Torch
 from cloister.learn import complete, schema
 from cloister.learn.result import Result
 from cloister.privacy import PrivacyStatement
@@ -52,6 +53,8 @@ def simulate(
     job = complete(job if seed is None else dataclasses.replace(job, seed=seed))
     tables = shards(data, target=job.data.target, sites=sites, seed=job.seed)
     columns = job.data.resolve({site: schema(table) for site, table in tables.items()})
+    # a missing library is told before anything runs, and loading it is no part of a round's time
+    import_module(f"cloister.learn.{'torch' if isinstance(job.task, Torch) else 'sklearn'}_task")
     events: list[Event] = []
 
     def observe(event: Event) -> None:
