@@ -27,31 +27,35 @@ def demo(
     data: Data = None,
     target: Annotated[str | None, typer.Option("--target", help="With --data: the column to predict.")] = None,
     sites: Annotated[int, typer.Option("--sites", max=MOST_SITES, help="Without --data; at least 3.")] = 5,
-    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 20,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split, the model and the shuffling.")] = 0,
+    job_file: Annotated[
+        Path | None, typer.Option("--job", help="With --data: a job file instead of the MLP.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Default: 20, or the job's.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the split, the model, the shuffling.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where everything is kept.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the processes running.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start one coordinator and five sites on loopback TLS, train under the sealed sum, kill a site on the way."""
-    if (data is None) != (target is None):
-        raise UsageError("--data and --target go together.", mend="For example --data hospitals --target disease.")
-    from cloister.cli.demo_data import job_over, split_bundled, tables_of, write
+    if (data is None) != (target is None and job_file is None):
+        raise UsageError("--data goes with --target or --job.", mend="For example --data hospitals --target disease.")
+    from cloister.cli.demo_data import changed, job_over, split_bundled, tables_of, write
     from cloister.cli.demo_run import Demonstration
     from cloister.cli.demo_view import lines
     from cloister.cli.loopback import Loopback
     from cloister.cli.progress import Progress
+    from cloister.job import load_job
 
     if data is None:
-        frames = split_bundled(sites, seed)
+        frames = split_bundled(sites, seed or 0)
         folder = _folder(out)
         tables = write(frames, folder / "data")
     else:
         tables = tables_of(data)
         folder = _folder(out)
-    job = job_over(tables, target, rounds=rounds, seed=seed)
+    job = changed(load_job(job_file) if job_file else job_over(tables, target), rounds, seed)
     federation = Loopback(folder)
-    with _ended(federation, keep), Progress(rounds=rounds, quiet=as_json) as view:
+    with _ended(federation, keep), Progress(rounds=job.algorithm.rounds, quiet=as_json) as view:
         outcome = Demonstration(federation, job, tables, view).run()
         if keep:
             outcome["processes"] = {name: process.pid for name, process in federation.processes.items()}

@@ -11,50 +11,46 @@ from cloister.cli.progress import METRICS
 
 def lines(outcome: Mapping[str, Any]) -> list[Any]:
     """The end of a demonstration, for people."""
-    made: list[Any] = ["", _worth(outcome), "", *_saw(outcome), "", _cost(outcome), ""]
-    if struck := outcome["killed"]:
-        how = "the sum opened" if struck["opened"] else "[red]the sum did not open[/red]"
-        made.append(
-            f"[bold]{struck['site']}[/bold] was killed (SIGKILL) in round {struck['round']}, its keys shared: "
-            f"{struck['survivors']} of {struck['sites']} sites answered, {struck['threshold']} were needed, {how}"
-        )
-    else:
-        made.append(f"no site was killed: of {len(outcome['sites'])} sites none may be lost in a round")
+    made: list[Any] = [_worth(outcome), _verdict(outcome), _saw(outcome), *_cost(outcome), _struck(outcome)]
     made.append(f"rounds opened: {outcome['rounds_opened']} of {outcome['rounds_asked']}")
-    made.append(_verdict(outcome))
     made.append(outcome["privacy"]["sentence"])
-    made.append(f"results in [bold]{outcome['results']}[/bold]")
+    made.append(f"\nresults in [bold]{outcome['results']}[/bold]")
     if kept := outcome.get("processes"):
-        pids = " ".join(str(pid) for pid in kept.values())
-        made += [
-            "",
-            f"still running at {outcome['url']}: " + ", ".join(f"{name} {pid}" for name, pid in kept.items()),
-        ]
-        made.append(f"stop them with: kill {pids}")
+        made.append(f"still running at {outcome['url']}: " + ", ".join(f"{name} {pid}" for name, pid in kept.items()))
+        made.append("stop them with: kill " + " ".join(str(pid) for pid in kept.values()))
     return made
 
 
 def _worth(outcome: Mapping[str, Any]) -> Any:
     columns = [name for name in METRICS if name in outcome["table"]["federated"]]
+    names = {"local-only": "local-only (mean of the sites' own)", "pooled": "pooled (all rows in one place)"}
     rows = [
-        [name, *("-" if scores.get(column) is None else f"{scores[column]:.4f}" for column in columns)]
+        [
+            names.get(name, name),
+            *("-" if scores.get(column) is None else f"{scores[column]:.4f}" for column in columns),
+        ]
         for name, scores in outcome["table"].items()
     ]
-    title = f"Is it worth federating? ({outcome['test_rows']} test rows of all sites; local-only is the sites' mean)"
+    title = f"Is it worth federating? On the {outcome['test_rows']} test rows of all sites:"
     return table(title, ["model", *columns], rows)
 
 
 def _verdict(outcome: Mapping[str, Any]) -> str:
     if outcome["better"]:
-        return f"[green]the federated model beats the mean local-only model[/green] ({outcome['judged_by']})"
-    return f"[red]the federated model does not beat the mean local-only model[/red] ({outcome['judged_by']})"
+        return f"[green]The federated model beats the mean local-only model[/green] ({outcome['judged_by']})."
+    return f"[red]The federated model does not beat the mean local-only model[/red] ({outcome['judged_by']})."
 
 
-def _saw(outcome: Mapping[str, Any]) -> list[Any]:
+def _saw(outcome: Mapping[str, Any]) -> Any:
     seen = outcome["coordinator_saw"]
-    rows = [[entry["site"], _words(entry["masked"]), _words(entry["true"]), _said(entry["said"])] for entry in seen]
-    title = f"What the coordinator saw of each site in the last round: the first of {seen[0]['words']} words"
-    return [table(title, ["site", "masked: all it has", "true: never left the site", "which say"], rows)]
+    rows = []
+    for entry in seen:
+        rows.append([entry["site"], "sent", _words(entry["masked"]), ""])
+        rows.append(
+            ["", "[dim]holds[/dim]", f"[dim]{_words(entry['true'])}[/dim]", f"[dim]{_said(entry['said'])}[/dim]"]
+        )
+    title = f"All that the coordinator has of each site in the last round: {seen[0]['words']} words like these"
+    return table(title, ["site", "", "words (hexadecimal)", "which say"], rows, left=(0, 1, 2, 3))
 
 
 def _words(words: list[int]) -> str:
@@ -62,15 +58,32 @@ def _words(words: list[int]) -> str:
 
 
 def _said(said: Mapping[str, float]) -> str:
-    names = {"test/rows": "test rows", "test/correct": "correct", "test/loss": "loss"}
-    return ", ".join(f"{said[name]:.4g} {label}" for name, label in names.items() if name in said)
+    names = {"test/correct": "right of", "test/rows": "rows"}
+    return " ".join(f"{said[name]:.4g} {label}" for name, label in names.items() if name in said)
 
 
-def _cost(outcome: Mapping[str, Any]) -> Any:
-    seconds = outcome["seconds"]
-    rows = [[name, f"{value:.2f} s"] for name, value in seconds.items()]
-    rows += [
-        [f"{name} up / down", f"{size(up)} / {size(outcome['bytes']['down'][name])}"]
-        for name, up in outcome["bytes"]["up"].items()
+def _cost(outcome: Mapping[str, Any]) -> list[Any]:
+    seconds = [[name, f"{value:.2f}"] for name, value in outcome["seconds"].items()]
+    phases = [[f"  {name}", f"{value:.2f}"] for name, value in outcome["seconds_by_phase"].items()]
+    traffic = [[site, size(up), size(outcome["bytes"]["down"][site])] for site, up in outcome["bytes"]["up"].items()]
+    return [
+        table(
+            "Seconds, and of the training by phase of the sealed sum",
+            ["", "seconds"],
+            seconds[:2] + phases + seconds[2:],
+        ),
+        table("Bytes of all rounds", ["site", "up", "down"], traffic),
     ]
-    return table("What it cost", ["phase or site", "seconds or bytes"], rows)
+
+
+def _struck(outcome: Mapping[str, Any]) -> str:
+    struck = outcome["killed"]
+    if not struck:
+        return f"No site was killed: of {len(outcome['sites'])} sites none may be lost in a round."
+    if not struck["opened"]:
+        return f"[red]{struck['site']} was killed in round {struck['round']}, and the sum did not open.[/red]"
+    survivors, sites, needed = struck["survivors"], struck["sites"], struck["threshold"]
+    return (
+        f"[bold]{struck['site']} was killed[/bold] (SIGKILL) in round {struck['round']}, its keys shared: "
+        f"{survivors} of {sites} sites answered, {needed} were needed, the sum opened."
+    )

@@ -20,7 +20,7 @@ from typing import Any
 
 from cloister.cli.analyst import Analyst
 from cloister.coordinator import admit, init_coordinator, invite
-from cloister.site.join import join
+from cloister.site import join
 from cloister.vector.errors import EnvironmentFailure
 from cloister.wire import Invitation
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -42,24 +43,22 @@ def stream(event: Mapping[str, Any], as_json: bool) -> None:
         console.print(describe(event), soft_wrap=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table; every column but the first is set flush right."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> Group:
+    """A title and a plain table. Args: left: the columns that are set flush left; numbers stand right."""
+    made = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
-        made.add_column(name, justify="right" if number else "left", overflow="fold")
+        made.add_column(name, justify="left" if number in left else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
-    return made
+    return Group(f"\n[bold]{escape(title)}[/bold]", made)
 
 
-def facts(title: str, known: Mapping[str, Any]) -> Table:
-    """A table of names and what they are, for reading."""
-    made = table(title, ("", ""), [])
-    made.show_header = False
-    made.columns[1].justify = "left"
+def facts(title: str, known: Mapping[str, Any]) -> Group:
+    """A title, and names with what they are, for reading."""
+    made = Table(box=None, show_header=False, pad_edge=False)
     for name, value in known.items():
-        made.add_row(name, escape(str(value)))
-    return made
+        made.add_row(f"[dim]{escape(name)}[/dim]", escape(str(value)))
+    return Group(f"\n[bold]{escape(title)}[/bold]", made, "")
 
 
 def describe(event: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ VALUES = {Path: "PATH", int: "N"}
 HEAD = """\
 # The command line
 
-Written by `make docs` from the commands themselves; a test compares. Every command prints one next step. With `--json`
-it prints one JSON object (a command that runs on prints one for each event), and an error as JSON on standard error.
+Written by `make docs` from the commands themselves; a test compares. Every command prints one next step. With
+`--json` it prints one JSON object (one that runs on: a line for each event), and an error as JSON on standard error.
 
 Exit codes: 0 done; 2 your fault (a wrong option, file, job, table or invitation); 1 ours, the machine's or another
 party's; 130 interrupted.

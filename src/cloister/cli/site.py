@@ -26,7 +26,7 @@ def join(
     as_json: AsJson = False,
 ) -> None:
     """Join a federation: make this site's key, here, and enrol it with a one-time invitation."""
-    from cloister.site.join import join as enrol
+    from cloister.site import join as enrol
     from cloister.wire import Invitation
 
     invitation = Invitation.decode(code)
@@ -43,7 +43,7 @@ def join(
 @app.command()
 def run(folder: Folder, as_json: AsJson = False) -> None:
     """Take part in rounds until Ctrl-C; waits for admission and for the coordinator where it must."""
-    from cloister.site.agent import run_agent
+    from cloister.site import run_agent
 
     run_agent(folder, on_event=lambda event: stream(event, as_json))
 
@@ -55,7 +55,7 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Allow one job that ships code to run here, by its digest."""
-    from cloister.site.steward import approve as allow
+    from cloister.site import approve as allow
 
     full = allow(folder, digest)
     finish({"approved": full}, as_json, [f"job {full[:12]} may run here"], f"cloister site run {folder}")
@@ -64,7 +64,7 @@ def approve(
 @app.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """What this site is bound to, what it answered, and what it refused."""
-    from cloister.site.steward import status as read
+    from cloister.site import status as read
 
     found = read(folder)
     finish(found, as_json, [facts(f"site {found['site']}", found)], f"cloister site run {folder}")
