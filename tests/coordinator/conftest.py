@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -122,3 +123,10 @@ def federation(tmp_path: Path, serve_in_thread: Callable[[Folder], str]) -> Fede
     root = tmp_path / "root.key"
     folder = init_coordinator(tmp_path / "federation", "heart", root_path=root)
     return Federation(folder.path, root, serve_in_thread(folder))
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -126,7 +126,7 @@ class Desk:
         with self._hub.presence.polling(site):
             mail, deadline = store.run_tx("poll", take), time.monotonic() + asked.hold
             while not mail and not signals.closing and (left := deadline - time.monotonic()) > 0:
-                if await _gone(request, signals.wait([f"mail/{site}"], left)):
+                if await _gone(request, signals.waiter([f"mail/{site}"]), left):
                     break
                 mail = store.run_tx("mail", lambda tx: tx.mail_after(site, asked.after))
         if not mail:
@@ -197,7 +197,7 @@ class Desk:
             left = deadline - time.monotonic()
             if found or left <= 0 or signals.closing:
                 return _json(found)
-            if await _gone(request, signals.wait([f"events/{asked.run}"], left)):
+            if await _gone(request, signals.waiter([f"events/{asked.run}"]), left):
                 return _json([])
 
     async def result(self, request: Request) -> Response:
@@ -211,13 +211,12 @@ class Desk:
         return Response(status_code=204)
 
 
-async def _gone(request: Request, waiting: Any) -> bool:
+async def _gone(request: Request, waiter: asyncio.Future[None], seconds: float) -> bool:
     """Waits, and says whether the client hung up meanwhile (a killed process does, at once)."""
-    wait = asyncio.ensure_future(waiting)
     hang_up = asyncio.ensure_future(request.receive())  # the body was read: what comes next is the disconnect
     try:
-        await asyncio.wait((wait, hang_up), return_when=asyncio.FIRST_COMPLETED)
-        return hang_up.done() and not wait.done()
+        await asyncio.wait((waiter, hang_up), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return hang_up.done()
     finally:
-        wait.cancel()
+        waiter.cancel()
         hang_up.cancel()

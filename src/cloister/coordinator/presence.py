@@ -14,40 +14,49 @@ from cloister.wire.api import GRACE_SECONDS
 class Signals:
     """Wakes whoever waits for a topic: "mail/SITE", "events/RUN", "run/RUN", "presence". For the event loop only.
 
-    Look, then wait, with no other `await` in between: then nothing is missed.
+    Look, then make the waiter, with no `await` in between: then nothing is missed.
     """
 
     def __init__(self) -> None:
-        self._waiters: dict[str, set[asyncio.Event]] = {}
+        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self.closing = False
 
     def notify(self, topics: Iterable[str]) -> None:
         for topic in topics:
-            for event in self._waiters.get(topic, ()):
-                event.set()
+            for waiter in self._waiters.pop(topic, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def close(self) -> None:
         """Wakes everybody, for good: the process is about to end."""
         self.closing = True
         self.notify(list(self._waiters))
 
+    def waiter(self, topics: Iterable[str]) -> asyncio.Future[None]:
+        """Done once one of the topics is touched. Cancel it when it is not needed any more."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waited = list(topics)
+        for topic in waited:
+            self._waiters.setdefault(topic, set()).add(waiter)
+        waiter.add_done_callback(lambda done: self._forget(waited, done))
+        if self.closing:
+            waiter.set_result(None)
+        return waiter
+
+    def _forget(self, topics: list[str], waiter: asyncio.Future[None]) -> None:
+        for topic in topics:
+            if (waiters := self._waiters.get(topic)) is not None:
+                waiters.discard(waiter)
+                if not waiters:
+                    del self._waiters[topic]
+
     async def wait(self, topics: Iterable[str], seconds: float) -> None:
         """Until one of the topics is touched, or `seconds` have passed."""
-        if self.closing or seconds <= 0:
-            return
-        event, waited = asyncio.Event(), list(topics)
-        for topic in waited:
-            self._waiters.setdefault(topic, set()).add(event)
+        waiter = self.waiter(topics)
         try:
-            async with asyncio.timeout(None if seconds == float("inf") else seconds):
-                await event.wait()
-        except TimeoutError:
-            pass
+            await asyncio.wait([waiter], timeout=None if seconds == float("inf") else max(seconds, 0.0))
         finally:
-            for topic in waited:
-                self._waiters[topic].discard(event)
-                if not self._waiters[topic]:
-                    del self._waiters[topic]
+            waiter.cancel()
 
 
 class Presence:

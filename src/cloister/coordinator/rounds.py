@@ -230,7 +230,7 @@ class OpenRound:
             return b"".join(pieces)
 
         words = self.server.total(read)
-        root = root_of(memoryview(words.astype(words.dtype.newbyteorder("<"), copy=False)).cast("B"))
+        root = root_of(words.astype(words.dtype.newbyteorder("<"), copy=False).view("u1").data)
         self.seconds["open"] = time.monotonic() - started
         return words, root
 

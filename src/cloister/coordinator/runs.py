@@ -31,7 +31,7 @@ class Runs:
         self.rounds: dict[tuple[str, int], OpenRound] = {}
 
     def resume(self) -> None:
-        """After a start: rebuilds the open rounds from their transcripts and goes on with all runs that were not over."""
+        """After a start: rebuilds the open rounds from their transcripts and goes on with all runs not yet over."""
         for each in self._hub.store.run_tx("runs", lambda tx: tx.runs("running")):
             last = self._hub.store.run_tx("last round", lambda tx, id=each.id: tx.last_round(id))  # type: ignore[misc]
             if last is not None and last.outcome == "open":
