@@ -128,11 +128,17 @@ def test_a_federations_result_has_no_comparison_and_says_what_it_measured():
 
 
 @pytest.mark.parametrize(
-    ("ours", "said"), [(0.6, "does not pay"), (0.75, "makes no difference"), (0.9, "Federating pays here")]
+    ("ours", "alone", "said"),
+    [
+        (0.6, (0.7, 0.8), "does not pay"),
+        (0.75, (0.7, 0.8), "makes no difference"),
+        (0.9, (0.7, 0.9), "Federating pays here"),
+        (0.9, (0.5, 0.95), "pays for some sites"),
+    ],
 )
-def test_the_verdict_follows_the_numbers(ours, said):
-    local = {"a": {"accuracy": 0.7}, "b": {"accuracy": 0.8}}
-    comparison = Comparison({"accuracy": ours}, {}, local, {"a": 1, "b": 1}, 100)
+def test_the_verdict_follows_the_numbers(ours, alone, said):
+    local = {f"site-{at}": {"accuracy": value} for at, value in enumerate(alone)}
+    comparison = Comparison({"accuracy": ours}, {}, local, dict.fromkeys(local, 1), 100)
     assert said in made(comparison=comparison).report()
 
 

@@ -103,6 +103,8 @@ def test_who_beats_whom():
         train_rows={"a": 1, "b": 2, "c": 0},
         test_rows=10,
     )
-    assert (found.beats_local("accuracy"), found.beats_local("loss"), found.beats_local("auc")) == (1, 1, 0)
+    assert found.against_local("accuracy") == (1, 0, 1)
+    assert found.against_local("loss") == (1, 0, 1)
+    assert found.against_local("auc") == (0, 0, 0)
     assert found.local_mean("accuracy") == pytest.approx(0.875)
     assert np.isnan(found.table().loc["pooled"]).all()

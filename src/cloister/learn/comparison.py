@@ -45,13 +45,14 @@ class Comparison:
         values = self.local_values(metric)
         return float(np.mean(list(values.values()))) if values else None
 
-    def beats_local(self, metric: str) -> int:
-        """At how many sites the federated model is better than the site's own."""
+    def against_local(self, metric: str) -> tuple[int, int, int]:
+        """At how many sites the federated model is better than the site's own, as good, and worse."""
         ours = self.federated.get(metric)
         if ours is None:
-            return 0
+            return 0, 0, 0
         sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
-        return sum(sign * ours > sign * value for value in self.local_values(metric).values())
+        gains = [sign * (ours - value) for value in self.local_values(metric).values()]
+        return sum(gain > 0 for gain in gains), sum(gain == 0 for gain in gains), sum(gain < 0 for gain in gains)
 
     def table(self) -> pd.DataFrame:
         """Rows local-only (the mean over sites), federated, pooled; one column for each metric."""

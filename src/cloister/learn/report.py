@@ -78,13 +78,16 @@ def _verdict(result: Result) -> dict[str, str]:
         return {"tone": "even", "head": f"{label.capitalize()} {number(ours)}.".replace("Rmse", "RMSE"), "text": text}
     sign = 1.0 if HIGHER_IS_BETTER[name] else -1.0
     gain, noise = sign * (ours - alone), 0.5 / max(comparison.test_rows, 1)
-    better, sites = comparison.beats_local(name), len(comparison.local_values(name))
+    better, equal, worse = comparison.against_local(name)
     pooled = comparison.pooled.get(name)
     text = f"The federated model reaches {label} {number(ours)}; a site alone reaches {number(alone)} on average"
     text += f", and all rows in one place {number(pooled)}." if pooled is not None else "."
-    text += f" It beats the site's own model at {better} of {sites} sites."
-    if gain > noise:
+    text += f" It beats the site's own model at {better} of {better + equal + worse} sites"
+    text += f" and equals it at {equal}." if equal else "."
+    if gain > noise and better > worse:
         return {"tone": "good", "head": "Federating pays here.", "text": text}
+    if gain > noise:
+        return {"tone": "even", "head": "Federating pays for some sites.", "text": text}
     if gain < -noise:
         return {"tone": "bad", "head": "Federating does not pay here.", "text": text}
     return {"tone": "even", "head": "Federating makes no difference here.", "text": text}
