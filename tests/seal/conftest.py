@@ -30,11 +30,9 @@ class Drbg:
         self._seed, self._count = hashlib.sha256(seed.encode()).digest(), 0
 
     def __call__(self, size: int) -> bytes:
-        out = b""
-        while len(out) < size:
-            out += hashlib.sha256(self._seed + self._count.to_bytes(8, "big")).digest()
-            self._count += 1
-        return out[:size]
+        first, self._count = self._count, self._count + -(-size // 32)
+        counters = range(first, self._count)
+        return b"".join(hashlib.sha256(self._seed + at.to_bytes(8, "big")).digest() for at in counters)[:size]
 
 
 class MemoryJournal:

@@ -1,4 +1,4 @@
-"""Whole rounds: the sum is exact whoever drops out when, nothing opens under the threshold, and crashes lose nothing."""
+"""Whole rounds: exact sums whoever drops out when, nothing under the threshold, and no loss by a crash."""
 
 from __future__ import annotations
 
