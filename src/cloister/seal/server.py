@@ -104,6 +104,7 @@ class SealServer:
         self._consistent: dict[str, Consistent] = {}
         self._unmask: dict[str, Unmask] = {}
         self._seeds: list[Seed] = []
+        self._opening: list[int] = []
         self._weights: dict[tuple[int, ...], list[int]] = {}  # Lagrange coefficients by points
 
     def open(self) -> bytes:
@@ -295,12 +296,16 @@ class SealServer:
     def _close_unmask(self, sites: tuple[str, ...]) -> dict[str, bytes]:
         """Rebuilds the survivors' own seeds, and the pair seeds of those that dropped out after sharing."""
         seeds: list[Seed] = []
+        opening: list[int] = []
         try:
             for site in self.u3:
                 beta = self._reveal(site, sites, self._beta_fits)
+                opening.append(beta)
                 seeds.append((derive.self_seed(beta, self.context, site), -1))
             for lost in sorted(set(self.u2) - set(self.u3)):
-                private = derive.mask_private_key(self._reveal(lost, sites, self._sigma_fits), self.context)
+                sigma = self._reveal(lost, sites, self._sigma_fits)
+                opening.append(sigma)
+                private = derive.mask_private_key(sigma, self.context)
                 for site in derive.neighbours(lost, self.u3):
                     shared = derive.exchange(private, self._keys[site].mask, site)
                     seed = derive.pair_seed(shared, self.context, self._h1, site, lost)
@@ -308,7 +313,7 @@ class SealServer:
         except BadShare:
             self.phase = step(COORDINATOR, self.phase, "void")
             raise
-        self._seeds = seeds
+        self._seeds, self._opening = seeds, opening
         return {}
 
     def _beta_fits(self, site: str, beta: int) -> bool:
@@ -393,6 +398,15 @@ class SealServer:
             for done in pool.map(add, range(0, len(total), CHUNK_WORDS)):
                 assert done is None
         return total
+
+    def opening(self) -> list[bytes]:
+        """The secrets that the answers opened, for `audit`: beta of each of u3, then sigma of each of u2 without u3.
+
+        Raises: UnexpectedMessage: the round has not opened.
+        """
+        if self.phase is not Phase.OPEN:
+            raise UnexpectedMessage(f"round {self.plan.round} is in the phase {self.phase.value!r}: nothing is open.")
+        return [shamir.to_bytes(secret) for secret in self._opening]
 
     def receipt(self, sum_root: bytes, state_digest: bytes) -> bytes:
         """Message 10, signed. Args: sum_root: Merkle root over the opened sum. state_digest: of the state after it.

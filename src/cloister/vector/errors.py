@@ -38,6 +38,7 @@
         ├── TooFewSurvivors        fewer answers than the threshold: nothing is opened
         ├── MissingConsistency     not enough, or wrong, consistency signatures
         ├── BadUpload              a masked vector that is not the one signed for
+        ├── BadSum                 an opened sum that is not that of the signed masked vectors
         └── RoundVoid              the round ended without a sum; nothing was opened
 
 `exit_code` is what a command returns: 2 for the user's fault, 1 for ours or a peer's.
@@ -231,6 +232,10 @@ class MissingConsistency(PeerError):
 
 
 class BadUpload(PeerError):
+    pass
+
+
+class BadSum(PeerError):
     pass
 
 
