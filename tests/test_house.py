@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "cloister"
 ROOMS = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
 TRUSTED = ("vector", "seal", "privacy", "round", "site")
-TRUSTED_LINES = 6_000
+TRUSTED_LINES = 6_000  # of code: what an auditor of a site has to read
 PACKAGE_LINES = 15_000
 FILE_LINES = 600
 FUNCTION_LINES = 80
@@ -22,6 +22,19 @@ FUNCTION_LINES = 80
 
 def lines(path: Path) -> int:
     return len(path.read_text().splitlines())
+
+
+def code_lines(path: Path) -> int:
+    """Lines with code on them; blank ones, comments and docstrings do not count against a well-told file."""
+    text = path.read_text()
+    told = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            told |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    numbered = enumerate(text.splitlines(), start=1)
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and at not in told for at, line in numbered)
 
 
 def python_files() -> list[Path]:
@@ -61,12 +74,12 @@ def test_no_function_is_too_long() -> None:
 
 
 def test_the_trusted_base_stays_small() -> None:
-    counted = {room: sum(lines(path) for path in (SOURCE / room).rglob("*.py")) for room in TRUSTED}
+    counted = {room: sum(code_lines(path) for path in (SOURCE / room).rglob("*.py")) for room in TRUSTED}
     assert sum(counted.values()) < TRUSTED_LINES, counted
 
 
 def test_the_package_stays_small() -> None:
-    assert sum(lines(path) for path in SOURCE.rglob("*.py")) < PACKAGE_LINES
+    assert sum(code_lines(path) for path in SOURCE.rglob("*.py")) < PACKAGE_LINES
 
 
 @pytest.mark.parametrize("name", ["cloister", *(f"cloister.{room}" for room in ROOMS)])
