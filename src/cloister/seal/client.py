@@ -52,6 +52,7 @@ from cloister.vector.errors import (
     ContextMismatch,
     KeyListConflict,
     LayoutError,
+    MalformedMessage,
     MissingConsistency,
     NotInRoster,
     PeerError,
@@ -288,7 +289,7 @@ class SealClient:
         self._enough(message.sites, "shared their secrets")
         senders = derive.neighbours(self.site, message.sites)
         if len(senders) != len(message.ciphertexts):
-            raise UnexpectedMessage(f"{len(message.ciphertexts)} ciphertexts from {len(senders)} sites")
+            raise MalformedMessage(f"{len(message.ciphertexts)} ciphertexts from {len(senders)} sites")
         shares = {
             sender: derive.decrypt_shares(
                 self._inbound[sender], self._context, self._h1, sender, self.site, ciphertext

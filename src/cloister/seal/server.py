@@ -142,9 +142,21 @@ class SealServer:
         Raises: a PeerError that names the site and what is wrong; nothing has changed then. DuplicateMessage: the
           site answered this phase differently before. UnexpectedMessage: out of phase, or not a site that is awaited.
         """
-        label, name = label_of(data), digest(data)
-        if self._accepted.get((label, site)) == name:
-            return
+        try:
+            label, name = label_of(data), digest(data)
+            if self._accepted.get((label, site)) == name:
+                return
+            after = step(COORDINATOR, self.phase, label.rpartition("/")[2], site)
+            if site not in self.awaited():
+                raise UnexpectedMessage(f"no {label!r} is awaited from this site")
+            self._take(label, site, data)
+        except CloisterError as fault:
+            fault.site = site
+            raise
+        self._accepted[label, site] = name
+        self.phase = after
+
+    def _take(self, label: str, site: str, data: bytes) -> None:
         takers: dict[str, Callable[[str, bytes], None]] = {
             labels.KEYS: self._take_keys,
             labels.SHARES: self._take_shares,
@@ -152,16 +164,7 @@ class SealServer:
             labels.CONSISTENT: self._take_consistent,
             labels.UNMASK: self._take_unmask,
         }
-        after = step(COORDINATOR, self.phase, label.rpartition("/")[2], site)
-        if site not in self.awaited():
-            raise UnexpectedMessage(f"no {label!r} is awaited from this site", site=site)
-        try:
-            takers[label](site, data)
-        except CloisterError as fault:
-            fault.site = site
-            raise
-        self._accepted[label, site] = name
-        self.phase = after
+        takers[label](site, data)
 
     def _authentic(self, message: SiteMessage, sender: str, site: str) -> None:
         """By the site that it names, in this round, and the first of its kind."""
