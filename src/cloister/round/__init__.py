@@ -2,19 +2,26 @@
 
 from cloister.round.contribute import contribute
 from cloister.round.decide import Decision, Policy, decide_job, decide_plan
+from cloister.round.evidence import Evidence, RoundEvidence
 from cloister.round.loop import Cohort, Store, Trainer, choose_cohort, run
 from cloister.round.program import Program
+from cloister.round.verify import Finding, Verdict, verify
 
 __all__ = [
     "Cohort",
     "Decision",
+    "Evidence",
+    "Finding",
     "Policy",
     "Program",
+    "RoundEvidence",
     "Store",
     "Trainer",
+    "Verdict",
     "choose_cohort",
     "contribute",
     "decide_job",
     "decide_plan",
     "run",
+    "verify",
 ]

@@ -39,6 +39,7 @@
         ├── MissingConsistency     not enough, or wrong, consistency signatures
         ├── BadUpload              a masked vector that is not the one signed for
         ├── BadSum                 an opened sum that is not that of the signed masked vectors
+        ├── BadModel               a model or query that does not follow from the job and the opened sums
         └── RoundVoid              the round ended without a sum; nothing was opened
 
 `exit_code` is what a command returns: 2 for the user's fault, 1 for ours or a peer's.
@@ -236,6 +237,10 @@ class BadUpload(PeerError):
 
 
 class BadSum(PeerError):
+    pass
+
+
+class BadModel(PeerError):
     pass
 
 
