@@ -102,6 +102,8 @@ class MiniSite:
             receipt.check_follows(bytes.fromhex(run), *self._last)
             self._last = (round, receipt.digest)
             self.receipts.append(envelope.body)
+        elif kind == "void":
+            self._seal = None
         elif self._seal is not None and round == self._round:
             reply = self._seal.receive(envelope.body)
             if kind == "ciphertexts":

@@ -109,16 +109,23 @@ class RemoteCohort:
         """The sites that can be asked now: of the run's roster, offering the dataset, willing, and there.
 
         Args: gather_seconds: how long to wait for all of them, once there are enough.
-        Raises: TooFewSites: not enough within the patience. Stopped.
+        Raises: TooFewSites: not enough within the patience, or too many refuse the run. Stopped.
         """
         hub, started, told = self._hub, time.monotonic(), False
         while not hub.signals.closing:
-            able = self._able()
+            able, refused, members = self._able(), self._refused(), self._members()
             live = [site for site in able if hub.presence.is_live(site)]
             waited = time.monotonic() - started
-            everybody = len(live) == len(self._members()) - len(self._refused())
+            everybody = len(live) == len(members) - len(refused)
             if len(live) >= MIN_SITES and (everybody or waited >= gather_seconds):
                 return live
+            if len(members) - len(refused) < MIN_SITES:
+                raise TooFewSites(
+                    f"{len(refused)} of {len(members)} sites take no part in this run, it takes {MIN_SITES} that do.",
+                    mend=" ".join(
+                        f"{site}: {why['message']} {why['mend']}" for site, why in sorted(refused.items())[:1]
+                    ),
+                )
             if waited >= hub.patience.cohort:
                 raise TooFewSites(
                     f"{len(live)} sites offer {self._job.data.name!r} and are there, it takes {MIN_SITES}.",

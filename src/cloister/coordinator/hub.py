@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from cloister.coordinator.folder import COORDINATOR, Folder
 from cloister.coordinator.membership import Members
 from cloister.coordinator.presence import Presence, Signals, Traffic
+from cloister.seal.plan import Plan
+from cloister.seal.roster import Roster
+from cloister.seal.server import SealServer
 from cloister.vector.errors import EnvironmentFailure
 from cloister.wire import Envelope, api, sign_envelope
 
@@ -57,6 +60,10 @@ class Hub:
 
     def close(self) -> None:
         self.store.close()
+
+    def seal_server(self, plan: Plan, roster: Roster, previous: bytes) -> SealServer:
+        """The seal machine of one round. Args: previous: digest of the run's last receipt."""
+        return SealServer(plan, roster, self.identity, COORDINATOR, previous)
 
     def letter(self, type: str, site: str, run: str, round: int, body: bytes) -> Callable[[int], bytes]:
         """A message for a mailbox, signed once its number is known."""

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from cloister.coordinator.folder import COORDINATOR
 from cloister.coordinator.hub import Hub, Stopping
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.seal.masks import packed_bytes
@@ -58,7 +57,7 @@ class OpenRound:
 
     def _replayed(self) -> SealServer:
         """The machine as the transcript says it is."""
-        server = SealServer(self.plan, self._roster, self._hub.identity, COORDINATOR, self._previous)
+        server = self._hub.seal_server(self.plan, self._roster, self._previous)
         key = (self.run, self.number)
         transcript, uploads = self._hub.store.run_tx("replay", lambda tx: (tx.transcript(*key), tx.uploads(*key)))
         for kind, site, data in transcript:

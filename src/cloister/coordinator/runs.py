@@ -146,7 +146,8 @@ class Runs:
 
         def write(tx: Tx) -> None:
             tx.accept_number(envelope.sender, envelope.seq)
-            tx.run(envelope.run)
+            if tx.run(envelope.run).status != "running":
+                return  # it comes late: "done" or "failed" stays the last event
             if refusal.scope == "run":
                 tx.refuse_run(envelope.run, envelope.sender, refusal.model_dump_json())
             tx.add_event(envelope.run, {"event": "refused", "round": envelope.round, **body})

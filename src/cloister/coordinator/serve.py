@@ -47,10 +47,20 @@ def serve(
 async def _serve(folder: Folder, listening: socket.socket, ready: Callable[[], None], patience: Patience) -> None:
     hub = Hub(folder, patience)
     runs = Runs(hub)
+    try:
+        runs.resume()
+        await make_server(hub, runs, ready).serve(sockets=[listening])
+    finally:
+        hub.signals.close()
+        hub.close()
+
+
+def make_server(hub: Hub, runs: Runs, ready: Callable[[], None]) -> uvicorn.Server:
+    """The application on uvicorn, over TLS with the folder's certificate. Args: ready: told once it answers."""
     config = uvicorn.Config(
         make_app(hub, runs),
-        ssl_certfile=folder.certificate,
-        ssl_keyfile=folder.certificate_key,
+        ssl_certfile=hub.folder.certificate,
+        ssl_keyfile=hub.folder.certificate_key,
         timeout_keep_alive=KEEPALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         lifespan="off",
@@ -58,12 +68,7 @@ async def _serve(folder: Folder, listening: socket.socket, ready: Callable[[], N
         access_log=False,
         server_header=False,
     )
-    try:
-        runs.resume()
-        await _Server(config, hub, ready).serve(sockets=[listening])
-    finally:
-        hub.signals.close()
-        hub.close()
+    return _Server(config, hub, ready)
 
 
 class _Server(uvicorn.Server):
