@@ -24,7 +24,7 @@ from cloister.site.runs import SiteRun
 from cloister.site.settings import SiteFolder, SiteSettings
 from cloister.site.training import Task, read_schema
 from cloister.vector import CloisterError
-from cloister.vector.errors import PeerError, RosterRefused, Unreachable
+from cloister.vector.errors import PeerError, Unreachable
 from cloister.wire import CoordinatorClient, Envelope, fetch_roster
 
 ADMISSION_SECONDS = (0.5, 5.0)  # between two looks for a roster with this site in it: first, and at most
@@ -147,27 +147,25 @@ async def _admitted(
 ) -> Roster:
     """Waits until the root has signed this site's key into the roster."""
 
-    def is_member(roster: Roster | None) -> bool:
-        return roster is not None and any((member.id, member.key) == (settings.id, key) for member in roster.sites)
-
     wait, heard, told = ADMISSION_SECONDS[0], time.monotonic(), ""
     while True:
+        away: Unreachable | None = None
         try:
             await rosters.follow_latest()
             heard = time.monotonic()
-            message = "waiting for the operator to admit this site (`cloister coordinator admit`)"
-        except RosterRefused:
-            raise
         except Unreachable as fault:
-            if time.monotonic() - heard > settings.patience_seconds:
-                raise
-            message = f"{fault.message} Trying again."
-        if is_member(rosters.current):
-            assert rosters.current is not None
-            return rosters.current
+            away = fault
+        roster = rosters.current
+        if roster is not None and (settings.id, key) in [(member.id, member.key) for member in roster.sites]:
+            return roster
+        message = "waiting for the operator to admit this site (`cloister coordinator admit`)"
+        if away is not None:
+            message = f"{away.message} Trying again."
         if message != told:
             on_event({"event": "waiting", "site": settings.id, "message": message})
             told = message
+        if away is not None and time.monotonic() - heard > settings.patience_seconds:
+            raise away
         await asyncio.sleep(wait)
         wait = min(2 * wait, ADMISSION_SECONDS[1])
 

@@ -122,9 +122,11 @@ class SiteRun:
                 self._stop_training()
         finally:
             self._stop_training()
-            if self._worker is not None:
-                await _close(self._worker)
-            shutil.rmtree(self._home, ignore_errors=True)
+            try:
+                if self._worker is not None:
+                    await _close(self._worker)
+            finally:
+                shutil.rmtree(self._home, ignore_errors=True)
 
     # --- messages
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ async def read_schema(task: Task) -> dict[str, str]:
         schema = json.loads(payload)
     finally:
         await worker.close()
+        shutil.rmtree(task.home, ignore_errors=True)
     return {str(column): str(kind) for column, kind in schema.items()}
 
 

@@ -1,0 +1,194 @@
+"""Agents as real processes in a real federation: policy, approval, misbehaving code, a missing table, a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cloister as cl
+from cloister import learn
+from cloister.cli import bundled
+from cloister.cli.analyst import Analyst, follow
+from cloister.cli.loopback import Loopback
+from cloister.seal.identity import Identity
+from cloister.simulation import shards
+from cloister.site import approve, run, status
+from cloister.site.journal import Journal
+from cloister.site.settings import SiteFolder, policy_toml, site_toml
+from cloister.vector.errors import CloisterError, StateLocked, Unreachable, UsageError
+
+from .conftest import OWN_MODEL
+
+pytestmark = pytest.mark.processes
+SITES = ["bern", "kent", "lyon", "oslo"]
+FORBIDDEN = ("torch", "pandas", "sklearn", "scipy", "cloister.learn", "cloister.simulation", "cloister_job")
+
+# The agent as the command runs it, which says at the end what it has imported.
+WATCHED = """
+import json, sys
+from pathlib import Path
+from cloister.site import run_agent
+run_agent(Path(sys.argv[1]), on_event=lambda event: print(json.dumps(event), flush=True))
+print(json.dumps({"modules": sorted(sys.modules)}), flush=True)
+"""
+
+
+class Federation:
+    """Four sites of which the last has lost its table. The first says what it has imported when it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.net = Loopback(folder)
+        frames = shards(bundled.breast_cancer(), target="malignant", sites=len(SITES), seed=1)
+        tables = {site: folder / f"{site}.csv" for site in SITES}
+        for site, frame in zip(SITES, frames.values(), strict=True):
+            frame.to_csv(tables[site], index=False)
+        self.net.start_site = lambda id: None  # type: ignore[method-assign]  # first all join
+        self.analyst: Analyst = self.net.found("breast-cancer", tables, lambda line: None)
+        tables["oslo"].unlink()
+        del self.net.start_site  # the method again
+        for site in SITES[1:]:
+            self.net.start_site(site)
+        log = open(self.net.log("bern"), "wb")  # noqa: SIM115 - the child's
+        command = [sys.executable, "-c", WATCHED, str(self.net.site("bern"))]
+        self.net.processes["bern"] = subprocess.Popen(command, stdout=log, stderr=log)
+        for site in SITES:
+            self.net.wait(site, lambda event: event.get("event") == "ready")
+
+    def said(self, site: str, event: str) -> list[dict[str, Any]]:
+        return [dict(each) for each in self.net.events(site) if each.get("event") == event]
+
+    def run(self, job: cl.Job) -> tuple[list[dict[str, Any]], CloisterError | None]:
+        """Submits a job and follows it to its end. Returns: its events, and what it failed with."""
+        events: list[dict[str, Any]] = []
+
+        async def work() -> None:
+            async with self.analyst.connect(lambda line: None) as client:
+                async for event in follow(client, await client.submit(job.to_bytes())):
+                    events.append(event)
+
+        async def within_time() -> None:
+            async with asyncio.timeout(200):
+                await work()
+
+        try:
+            asyncio.run(within_time())
+        except CloisterError as fault:
+            return events, fault
+        return events, None
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    made = Federation(tmp_path_factory.mktemp("federation"))
+    yield made
+    made.net.stop()
+
+
+def own_job(folder: Path, loss: str) -> cl.Job:
+    (folder / "job.py").write_text(OWN_MODEL.format(loss=loss))
+    return learn.complete(cl.load_job(folder / "job.py"))
+
+
+def test_a_lost_table_is_one_refusal_and_the_others_go_on(federation: Federation, declarative: cl.Job) -> None:
+    assert federation.said("oslo", "ready")[0]["datasets"] == []
+    refused = federation.said("oslo", "refused")
+    assert [each["error"] for each in refused] == ["DataError"]
+    assert "\n" not in refused[0]["message"]
+    events, fault = federation.run(declarative)
+    assert fault is None
+    assert events[-1]["event"] == "done"
+    told = [event for event in events if event["event"] == "refused"]
+    assert [(event["site"], event["error"], event["scope"]) for event in told] == [("oslo", "DataError", "run")]
+    assert str(federation.net.folder) not in json.dumps(events)
+    for site in SITES[:3]:
+        assert [each["survivors"] for each in federation.said(site, "receipt")] == [3] * len(
+            federation.said(site, "asked")
+        )
+
+
+def test_code_runs_after_approval_only_and_its_errors_say_nothing(federation: Federation, tmp_path: Path) -> None:
+    loss = (
+        "print('junk on the pipe', flush=True)\n"
+        "    raise ValueError(f'a row of the table: {batch[\"x\"][0].tolist()}')"
+    )
+    job = own_job(tmp_path, loss)
+    events, fault = federation.run(job)
+    assert fault is not None
+    told = {event["site"]: event for event in events if event["event"] == "refused"}
+    assert {told[site]["rule"] for site in SITES[:3]} == {"allow.source"}
+    assert job.digest.hex()[:12] in told["kent"]["mend"]
+    for site in SITES[:3]:
+        assert approve(federation.net.site(site), job.digest.hex()[:12]) == job.digest.hex()
+    events, fault = federation.run(job)
+    assert fault is not None
+    told = {event["site"]: event for event in events if event["event"] == "refused" and event["site"] != "oslo"}
+    assert {event["error"] for event in told.values()} == {"TaskError"}
+    assert {event["message"] for event in told.values()} == {"the job's code raised ValueError."}
+    assert "a row of the table" not in json.dumps(events)
+    assert "a row of the table" in (federation.net.site("kent") / "worker.log").read_text()
+    assert "junk on the pipe" in (federation.net.site("kent") / "worker.log").read_text()
+    seen = status(federation.net.site("kent"))
+    assert job.digest.hex() in seen["jobs"]
+    assert seen["refused"] >= 2
+
+
+def test_a_killed_agent_joins_the_next_run(federation: Federation, declarative: cl.Job) -> None:
+    rounds = len(federation.said("lyon", "receipt"))
+    federation.net.kill("lyon")
+    federation.net.start_site("lyon")
+    federation.net.wait("lyon", lambda event: len(federation.said("lyon", "ready")) == 2)
+    _, fault = federation.run(declarative)
+    assert fault is None
+    assert len(federation.said("lyon", "receipt")) > rounds
+    assert federation.said("lyon", "receipt")[-1]["survivors"] == 3
+
+
+def test_a_second_agent_on_the_folder_is_refused(federation: Federation) -> None:
+    with pytest.raises(StateLocked, match="another agent"):
+        asyncio.run(run(federation.net.site("kent")))
+
+
+def test_the_agent_imports_no_training_code(federation: Federation) -> None:
+    """Last: it ends the agent, which has lived through every run above."""
+    assert federation.said("bern", "trained")
+    process = federation.net.processes["bern"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    modules = next(each["modules"] for each in federation.net.events("bern") if "modules" in each)
+    assert "cloister.round" in modules
+    loaded = [name for name in modules for banned in FORBIDDEN if name == banned or name.startswith(banned + ".")]
+    assert not loaded
+    journal = Journal(SiteFolder(federation.net.site("bern")).journal)
+    kinds = [entry.kind for entry in journal.entries()]
+    assert {"announced", "approved", "asked", "answered", "receipt", "refused"} <= set(kinds)
+    assert not list((federation.net.site("bern") / "state").glob("*"))
+
+
+def test_a_coordinator_that_is_not_there_is_given_up_with_a_mend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coordinator = Loopback(tmp_path)
+    settings = {"id": "kent", "federation": "demo", "coordinator": "https://127.0.0.1:9", "data": {}}
+    (tmp_path / "site.toml").write_text(site_toml(settings).replace("patience_seconds = 600", "patience_seconds = 1"))
+    (tmp_path / "policy.toml").write_text(policy_toml([]))
+    (tmp_path / "identity.key").write_bytes(Identity.generate(lambda size: b"k" * size).to_bytes())
+    from cloister.coordinator import init_coordinator
+
+    made = init_coordinator(coordinator.coordinator, "demo", root_path=tmp_path / "root.key")
+    pinned = {"certificate": made.certificate.read_text(), "root_key": "00" * 32}
+    (tmp_path / "pinned.json").write_text(json.dumps(pinned))
+    events: list[Any] = []
+    with pytest.raises(Unreachable, match="Check the address"):
+        asyncio.run(run(tmp_path, events.append))
+    assert [event["event"] for event in events] == ["waiting"]
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(UsageError, match="Join with an invitation"):
+        asyncio.run(run(tmp_path / "nowhere"))
