@@ -34,6 +34,8 @@ KEEPALIVE_SECONDS = 30.0  # below the server's, so that no request meets a conne
 TRANSIENT = (502, 503, 504)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+stamina.instrumentation.set_on_retry_hooks([])  # `on_retry` tells it; stamina's own lines would mix with JSON output
+
 Notify = Callable[[str], None]
 
 
