@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo test lint fix bench docs clean
+.PHONY: setup demo test lint fix bench fuzz docs clean
 
 setup: $(STAMP)  ## make .venv and install everything
 
@@ -41,6 +41,9 @@ fix: $(STAMP)  ## mend style by machine
 
 bench: $(STAMP)  ## every benchmark, each beside its ceiling measured in the same run
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+fuzz: $(STAMP)  ## inputs into every decoder; ARGS="--inputs 1000000 --seed 1"
+	@$(BIN)/python tests/fuzz/decoders.py $(ARGS)
 
 docs: $(STAMP)  ## regenerate what is generated: docs/cli.md
 	@$(BIN)/python -m cloister.cli.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md

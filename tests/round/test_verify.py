@@ -8,6 +8,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import cloister as cl
 from cloister.round import Evidence, Program, RoundEvidence, Verdict, contribute, verify
@@ -347,3 +349,16 @@ def test_a_partial_audit_is_told_as_partial(evidence):
 @pytest.mark.parametrize("name", ["receipt", "total", "consistency"])
 def test_junk_is_a_finding_never_a_crash(evidence, name):
     assert not verify(with_round(evidence, 1, **{name: b"junk"})).ok
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_one_flipped_byte_anywhere_is_found_unless_it_is_a_cosignature(evidence, data):
+    files = {path: bytearray(content) for path, content in evidence.to_files().items()}
+    path = data.draw(st.sampled_from(sorted(files)))
+    files[path][data.draw(st.integers(0, len(files[path]) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        verdict = verify(Evidence.from_files({path: bytes(content) for path, content in files.items()}))
+    except cl.CloisterError:
+        return
+    assert not verdict.ok or path == "log/newest.checkpoint"
