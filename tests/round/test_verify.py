@@ -222,6 +222,13 @@ def test_it_survives_files_and_foreign_files_beside_them(evidence):
             Evidence.from_files({path: data for path, data in files.items() if path != gone})
 
 
+@pytest.mark.parametrize("quorum", ["0", "2", "Infinity", "1.0", "true", '"1"'])
+def test_a_quorum_that_would_trust_anybody_is_refused(evidence, quorum):
+    trust = f'{{"roots":["{ROOT.public.hex()}"],"quorum":{quorum}}}'.encode()
+    with pytest.raises(cl.CloisterError, match="must have signed"):
+        Evidence.from_files({**evidence.to_files(), "trust.json": trust})
+
+
 def test_what_is_not_there_is_not_proven_and_no_finding(evidence):
     bare = tuple(RoundEvidence(each.receipt) for each in evidence.rounds)
     verdict = verify(dataclasses.replace(evidence, rounds=bare, leaves=b"", checkpoints={}))

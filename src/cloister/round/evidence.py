@@ -51,7 +51,7 @@ class RoundEvidence:
 @dataclass(frozen=True)
 class Evidence:
     """Attributes: roots, quorum: who must have signed the rosters; the one thing that is taken on trust. checkpoints:
-    by name. The others as in the module's list."""
+    by name. The others as in the module's list. Raises: MalformedMessage: a quorum that these roots cannot be."""
 
     roots: tuple[bytes, ...]
     quorum: int
@@ -62,9 +62,13 @@ class Evidence:
     leaves: bytes = field(default=b"", repr=False)
     checkpoints: Mapping[str, bytes] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if type(self.quorum) is not int or not 1 <= self.quorum <= len(self.roots):
+            raise MalformedMessage(f"{len(self.roots)} root keys of which {self.quorum!r} must have signed.")
+
     def trusting(self, *roots: bytes) -> Evidence:
-        """The same evidence, judged by the root keys that the reader has pinned, all of one quorum."""
-        return replace(self, roots=roots)
+        """The same evidence, judged by root keys that the reader has pinned: any of them must have signed."""
+        return replace(self, roots=roots, quorum=1)
 
     def to_files(self) -> dict[str, Buffer]:
         """By path in the results folder."""
@@ -110,7 +114,7 @@ class Evidence:
             raise MalformedMessage("the folder has no receipts, or one is missing.", mend="Fetch the results again.")
         try:
             trust = json.loads(bytes(files["trust.json"]))
-            roots, quorum = tuple(bytes.fromhex(key) for key in trust["roots"]), int(trust["quorum"])
+            roots, quorum = tuple(bytes.fromhex(key) for key in trust["roots"]), trust["quorum"]
             job, state = bytes(files["job.bundle"]), bytes(files["state.bundle"])
         except (KeyError, ValueError, TypeError, RecursionError):
             raise MalformedMessage(
