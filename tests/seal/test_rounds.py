@@ -123,7 +123,9 @@ def test_two_rounds_of_a_run_are_chained_and_share_no_bytes(rig: Any) -> None:
     )  # the test's randomness is the same; the context is not
 
 
-@pytest.mark.parametrize(("sites", "liars"), [(4, ["basel"]), (5, ["cork"]), (10, ["basel", "jena"])])
+@pytest.mark.parametrize(
+    ("sites", "liars"), [(4, ["basel"]), (5, ["amsterdam"]), (10, ["basel"]), (10, ["amsterdam", "cork", "fano"])]
+)
 def test_wrong_shares_are_corrected_and_blamed(rig: Any, sites: int, liars: list[str]) -> None:
     federation = rig(sites=sites)
     federation.upto("opened")

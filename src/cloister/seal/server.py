@@ -14,9 +14,9 @@ message raises a typed error and changes nothing; an identical repeat of an acce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 
 import numpy as np
 
@@ -58,7 +58,7 @@ from cloister.vector.errors import (
 from cloister.vector.layout import Words
 
 CHUNK_WORDS = 1 << 18  # of the total at a time: 1 MiB that stays in a core's cache; even, so that packed words align
-SUBSETS = 512  # of answers tried when too few are spare for decoding: enough for one liar in 64 sites
+SUBSETS = 512  # of answers left out, when too few are spare for decoding: enough for one liar, or two of 32
 SAID = {
     Phase.KEYS: "sent keys",
     Phase.SHARES: "shared their secrets",
@@ -103,6 +103,7 @@ class SealServer:
         self._masked: dict[str, Masked] = {}
         self._consistent: dict[str, Consistent] = {}
         self._unmask: dict[str, Unmask] = {}
+        self._released: dict[str, dict[str, int]] = {}  # by who answered, by whose secret: the share
         self._seeds: list[Seed] = []
         self._opening: list[int] = []
         self._weights: dict[tuple[int, ...], list[int]] = {}  # Lagrange coefficients by points
@@ -298,6 +299,9 @@ class SealServer:
 
     def _close_unmask(self, sites: tuple[str, ...]) -> dict[str, bytes]:
         """Rebuilds the survivors' own seeds, and the pair seeds of those that dropped out after sharing."""
+        for site in sites:
+            owned = zip(derive.circle(site, self.u2), self._unmask[site].shares, strict=True)
+            self._released[site] = {owner: shamir.from_bytes(share) for owner, share in owned}
         seeds: list[Seed] = []
         opening: list[int] = []
         try:
@@ -328,34 +332,41 @@ class SealServer:
 
     def _reveal(self, owner: str, answering: tuple[str, ...], fits: Callable[[str, int], bool]) -> int:
         """A secret of `owner` from the answers. Raises: BadShare: they contradict what it committed to."""
-        holders = [site for site in derive.circle(owner, self.u1) if site in answering]
-        point = {site: x for x, site in enumerate(derive.circle(owner, self.u1), 1)}
-        shares = {point[site]: self._share(site, owner) for site in holders}
-        accused = {point[fault.site] for fault in self.blamed if fault.site in point}
-        order = sorted(shares, key=lambda x: (x in accused, x))  # who gave a wrong share once is asked last
-        for chosen in islice(combinations(order, self.plan.threshold), SUBSETS):
-            secret = self._interpolate(chosen, shares)
+        holder = {x: site for x, site in enumerate(derive.circle(owner, self.u1), 1) if site in answering}
+        shares = {x: self._released[site][owner] for x, site in holder.items()}
+        accused = {fault.site for fault in self.blamed}
+        order = sorted(shares, key=lambda x: (holder[x] in accused, x))  # who gave a wrong share once is asked last
+        first = tuple(order[: self.plan.threshold])
+        secret = self._interpolate(first, shares)
+        if fits(owner, secret):
+            return secret
+        for secret, good in self._other_readings(order, shares):
             if fits(owner, secret):
-                if chosen != tuple(order[: self.plan.threshold]):
-                    self._blame(owner, secret, chosen, shares, holders)
+                self._blame(owner, secret, good, shares, holder)
                 return secret
-        try:
-            secret, wrong = shamir.correct(shares, self.plan.threshold)
-        except BadShare:
-            wrong = frozenset(shares)
-        if len(wrong) == len(shares) or not fits(owner, secret):
-            raise BadShare(
-                f"round {self.plan.round}: the answers contradict what this site committed to: it dealt wrong shares,"
-                " or too many others answered with wrong ones. Nothing was opened.",
-                mend="Go on with a cohort without it; if that happens again, look at those who answered.",
-                site=owner,
-            )
-        good = [x for x in order if x not in wrong]
-        self._blame(owner, secret, tuple(good[: self.plan.threshold]), shares, holders)
-        return secret
+        raise BadShare(
+            f"round {self.plan.round}: the answers contradict what this site committed to: it dealt wrong shares,"
+            " or too many others answered with wrong ones. Nothing was opened.",
+            mend="Go on with a cohort without it; if that happens again, look at those who answered.",
+            site=owner,
+        )
 
-    def _share(self, site: str, owner: str) -> int:
-        return shamir.from_bytes(self._unmask[site].shares[derive.circle(site, self.u2).index(owner)])
+    def _other_readings(self, order: list[int], shares: dict[int, int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Secrets that the shares may mean if some are wrong, each with t points that say so.
+
+        Decoding corrects half as many wrong shares as there are spare ones; leaving out some and looking whether the
+        rest fits the commitment corrects all that are spare, if it finds them.
+        """
+        t = self.plan.threshold
+        try:
+            secret, wrong = shamir.correct(shares, t)
+            yield secret, tuple(x for x in order if x not in wrong)[:t]
+        except BadShare:
+            pass
+        left_out = chain.from_iterable(combinations(order, size) for size in range(1, len(order) - t + 1))
+        for out in islice(left_out, SUBSETS):
+            chosen = tuple(x for x in order if x not in out)[:t]
+            yield self._interpolate(chosen, shares), chosen
 
     def _interpolate(self, chosen: tuple[int, ...], shares: Mapping[int, int]) -> int:
         if chosen not in self._weights:
@@ -363,14 +374,13 @@ class SealServer:
         return shamir.interpolate(self._weights[chosen], [shares[x] for x in chosen])
 
     def _blame(
-        self, owner: str, secret: int, good: tuple[int, ...], shares: Mapping[int, int], holders: list[str]
+        self, owner: str, secret: int, good: tuple[int, ...], shares: Mapping[int, int], holder: Mapping[int, str]
     ) -> None:
-        """Names those whose share does not lie on the polynomial that `good` shares define."""
-        for x, site in zip(sorted(shares), holders, strict=True):
-            suspect = (*good[1:], x)
-            if x not in good and self._interpolate(suspect, shares) != secret:
+        """Names those whose share does not lie on the polynomial that the `good` ones define."""
+        for x in shares.keys() - set(good):
+            if self._interpolate((*good[1:], x), shares) != secret:
                 fault = f"its share of a secret of {owner!r} is wrong: it, or {owner!r} which dealt it, lied"
-                self.blamed.append(BadShare(fault, site=site))
+                self.blamed.append(BadShare(fault, site=holder[x]))
 
     def total(self, read: Read, threads: int = 1) -> Words:
         """The sum over u3, mod 2**bits, without its masks.
