@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_the_migrations_make_exactly_the_tables(store: Store) -> None:
-    with store._engine.connect() as connection:
+    with store._engines["FULL"].connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
@@ -112,7 +112,7 @@ def test_runs_keep_their_json(store: Store) -> None:
 
 def test_a_full_disk_is_named_and_changes_nothing(store: Store) -> None:
     store.run_tx("run", lambda tx: tx.add_run(RUN))
-    with store._engine.connect() as connection:
+    with store._engines["FULL"].connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # what SQLite meets on a full disk
     with pytest.raises(StorageFull, match="full"):

@@ -91,7 +91,7 @@ class Desk:
         return envelope, data
 
     def _accept_number(self, envelope: Envelope) -> None:
-        self._hub.store.run_tx("number", lambda tx: tx.accept_number(envelope.sender, envelope.seq))
+        self._hub.store.run_tx("number", lambda tx: tx.accept_number(envelope.sender, envelope.seq), flush=False)
 
     # joining
 
@@ -124,7 +124,7 @@ class Desk:
             return list(tx.mail_after(site, asked.after))
 
         with self._hub.presence.polling(site):
-            mail, deadline = store.run_tx("poll", take), time.monotonic() + asked.hold
+            mail, deadline = store.run_tx("poll", take, flush=False), time.monotonic() + asked.hold
             while not mail and not signals.closing and (left := deadline - time.monotonic()) > 0:
                 if await _gone(request, signals.waiter([f"mail/{site}"]), left):
                     break

@@ -1,7 +1,8 @@
 """Content-addressed files: the name of a blob is the SHA-256 of its bytes.
 
-A blob appears under its name only when it is whole and on disk (write aside, fsync, rename), so a kill at any moment
-leaves either all of it or nothing.
+A blob appears under its name only when it is whole (write aside, rename), so a kill at any moment leaves either all
+of it or nothing. `put` also waits for the disk. `put_stream` does not, since its blobs are checked against a
+signature before they are used (`OpenRound`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 from cloister.coordinator.store import storage_full
 from cloister.vector.errors import BadUpload, UsageError
@@ -54,7 +54,9 @@ class BlobFolder:
             try:
                 with aside.open("wb") as file:
                     file.write(data)
-                    self._commit(file, aside, name)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._commit(aside, name)
             except OSError as fault:
                 aside.unlink(missing_ok=True)
                 raise storage_full(fault, str(self._path)) from fault
@@ -76,15 +78,13 @@ class BlobFolder:
                     file.write(chunk)
                 if size != length or hasher.hexdigest() != name:
                     raise BadUpload(f"a part of {size} bytes is not the one of {length} bytes that was announced.")
-                self._commit(file, aside, name)
+            self._commit(aside, name)
         except OSError as fault:
             raise storage_full(fault, str(self._path)) from fault
         finally:
             aside.unlink(missing_ok=True)
 
-    def _commit(self, file: BinaryIO, aside: Path, name: str) -> None:
-        file.flush()
-        os.fsync(file.fileno())
+    def _commit(self, aside: Path, name: str) -> None:
         place = self._place(name)
         place.parent.mkdir(exist_ok=True)
         aside.replace(place)

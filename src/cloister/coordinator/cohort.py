@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cloister.coordinator.hub import Hub, Stopping
-from cloister.coordinator.rounds import OpenRound
+from cloister.coordinator.rounds import OpenRound, delete_parts, void_round
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.job import Job
 from cloister.round import choose_cohort
 from cloister.seal.labels import ZERO32
-from cloister.seal.messages import masked_header
 from cloister.seal.plan import Plan
 from cloister.seal.receipt import open_receipt
 from cloister.seal.threshold import MIN_SITES, threshold
@@ -224,22 +223,8 @@ class RemoteCohort:
         return round
 
     def _void(self, round: OpenRound, fault: PeerError) -> None:
-        """Ends a round without a sum. Its masked vectors are deleted: nobody can open them."""
-
-        def write(tx: Tx) -> list[bytes]:
-            tx.set_round(self._run.id, round.number, outcome="void")
-            for site in round.plan.sites:
-                body = api.Void(reason=str(fault)).to_bytes()
-                tx.mail(site, self._hub.letter("void", site, self._run.id, round.number, body))
-            tx.add_event(self._run.id, {"event": "void", "round": round.number, **fault.as_json()})
-            return tx.drop_round(self._run.id, round.number)
-
-        headers = self._hub.store.run_tx("void", write)
+        void_round(self._hub, self._run.id, round.number, round.plan, fault)
         self._rounds.pop((self._run.id, round.number), None)
-        self._delete_parts(headers)
-
-    def _delete_parts(self, headers: list[bytes]) -> None:
-        self._hub.parts.delete(digest.hex() for data in headers for digest, _ in masked_header(data).parts)
 
     # checkpoints
 
@@ -276,7 +261,7 @@ class RemoteCohort:
 
         headers = hub.store.run_tx("save", write)
         self._rounds.pop((run, round.number), None)
-        self._delete_parts(headers)
+        delete_parts(hub, headers)
 
     def _round_event(self, opened: _Opened, state: State) -> dict[str, Any]:
         """What the analyst sees of a round: times, bytes, survivors, and the metrics that it measured."""

@@ -20,6 +20,7 @@ from cloister.seal.messages import PART_BYTES, MaskedHeader, label_of, masked_he
 from cloister.seal.plan import Plan
 from cloister.seal.server import SealServer
 from cloister.seal.state import Phase
+from cloister.vector import CloisterError
 from cloister.vector.errors import (
     BadUpload,
     EnvironmentFailure,
@@ -27,7 +28,7 @@ from cloister.vector.errors import (
     UnexpectedMessage,
 )
 from cloister.vector.layout import Words
-from cloister.wire import Envelope
+from cloister.wire import Envelope, api
 
 READ_BYTES = 1 << 20  # of a part at a time, when its Merkle root is computed
 MAIL = {  # what the machine's close() sends goes into mailboxes under these names
@@ -66,12 +67,19 @@ class OpenRound:
             else:
                 server.receive(site, data)
         self._headers = {site: masked_header(data) for site, data in uploads.items()}
+        for site in server.u3 or (server.answered() if server.phase is Phase.MASKED else ()):
+            self._check_upload(site)
         return server
 
-    def _commit(self, name: str, write: Callable[[Tx], Result]) -> Result:
+    def _check_upload(self, site: str) -> None:
+        """Raises: BadUpload: what lies on disk is not what the site signed for."""
+        root, length = self._root([name for name, _ in self.parts_of(site)])
+        self._headers[site].check(root, length)
+
+    def _commit(self, name: str, write: Callable[[Tx], Result], *, flush: bool) -> Result:
         """A transaction that moves the machine too: if it cannot be committed, the machine goes back."""
         try:
-            return self._hub.store.run_tx(name, write)
+            return self._hub.store.run_tx(name, write, flush=flush)
         except EnvironmentFailure:
             self.server = self._replayed()
             raise
@@ -92,7 +100,7 @@ class OpenRound:
             self.server.receive(site, data)
             tx.append(self.run, self.number, "message", site, data)
 
-        self._commit("message", write)
+        self._commit("message", write, flush=False)
 
     async def announce(self, envelope: Envelope) -> list[str]:
         """The header of a masked vector. Returns: the digests (hex) of its parts that are still to be put."""
@@ -108,7 +116,7 @@ class OpenRound:
             if site not in self.server.answered():
                 tx.announce(self.run, self.number, site, envelope.body)
 
-        self._hub.store.run_tx("announce", write)
+        self._hub.store.run_tx("announce", write, flush=False)
         if site in self.server.answered():
             async with self._lock:
                 self.server.receive(site, envelope.body)  # the same again is no event, another one is refused
@@ -136,9 +144,7 @@ class OpenRound:
             await self._complete(site)
 
     async def _complete(self, site: str) -> None:
-        names = [name for name, _ in self.parts_of(site)]
-        root, length = await asyncio.to_thread(self._root, names)
-        self._headers[site].check(root, length)
+        await asyncio.to_thread(self._check_upload, site)
         key = (self.run, self.number)
         data = self._hub.store.run_tx("upload", lambda tx: tx.uploads(*key)[site])
         async with self._lock:
@@ -207,7 +213,7 @@ class OpenRound:
                 happened = {"event": "phase", "round": self.number, "closed": phase.value}
                 tx.add_event(self.run, {**happened, "phase": self.server.phase.value, "missing": missing})
 
-            self._commit("close", write)
+            self._commit("close", write, flush=True)
 
     # the sum
 
@@ -242,3 +248,22 @@ class OpenRound:
             return {site: after[site] - before[site] for site in self.plan.sites}
 
         return {"bytes_up": since(up, before_up), "bytes_down": since(down, before_down)}
+
+
+def void_round(hub: Hub, run: str, number: int, plan: Plan, fault: CloisterError) -> None:
+    """Ends a round without a sum and tells its sites. Its masked vectors are deleted: nobody can open them."""
+    body = api.Void(reason=str(fault)).to_bytes()
+
+    def write(tx: Tx) -> list[bytes]:
+        tx.set_round(run, number, outcome="void")
+        for site in plan.sites:
+            tx.mail(site, hub.letter("void", site, run, number, body))
+        tx.add_event(run, {"event": "void", "round": number, **fault.as_json()})
+        return tx.drop_round(run, number)
+
+    delete_parts(hub, hub.store.run_tx("void", write))
+
+
+def delete_parts(hub: Hub, headers: list[bytes]) -> None:
+    """Deletes the masked vectors that these headers announced."""
+    hub.parts.delete(digest.hex() for data in headers for digest, _ in masked_header(data).parts)

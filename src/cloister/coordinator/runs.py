@@ -12,10 +12,11 @@ from typing import Any
 
 from cloister.coordinator.cohort import RemoteCohort, Stopped
 from cloister.coordinator.hub import Hub, Stopping
-from cloister.coordinator.rounds import OpenRound
-from cloister.coordinator.store import Run, Tx
+from cloister.coordinator.rounds import OpenRound, void_round
+from cloister.coordinator.store import Round, Run, Tx
 from cloister.job import Job
 from cloister.round import Program, run
+from cloister.seal.plan import Plan
 from cloister.vector import State
 from cloister.vector.errors import CloisterError, DuplicateMessage, RoundVoid, StateLocked, StorageFull
 from cloister.wire import Envelope, api
@@ -35,10 +36,18 @@ class Runs:
         for each in self._hub.store.run_tx("runs", lambda tx: tx.runs("running")):
             last = self._hub.store.run_tx("last round", lambda tx, id=each.id: tx.last_round(id))  # type: ignore[misc]
             if last is not None and last.outcome == "open":
-                self.rounds[each.id, last.number] = OpenRound(self._hub, each, last)
+                self._reopen(each, last)
             for member in self._hub.members.at(each.roster).sites:
                 self._hub.presence.heard(member.id, extra_seconds=self._hub.patience.restart)
             self._start(each)
+
+    def _reopen(self, each: Run, last: Round) -> None:
+        """A round that cannot go on is left closed; the run then opens another."""
+        try:
+            self.rounds[each.id, last.number] = OpenRound(self._hub, each, last)
+        except CloisterError as fault:
+            log.warning("run %s: round %d cannot go on: %s", each.id[:8], last.number, fault)
+            void_round(self._hub, each.id, last.number, Plan.from_bytes(last.plan), fault)
 
     def submit(self, envelope: Envelope, signed: bytes) -> str:
         """A new run of the job in the envelope, under the id that the analyst chose; the same again is the same run.
