@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from cloister import learn
 from cloister.cli import bundled
 from cloister.cli.analyst import Analyst, follow
 from cloister.cli.loopback import Loopback
+from cloister.coordinator import init_coordinator, invite
 from cloister.seal.identity import Identity
 from cloister.simulation import shards
-from cloister.site import approve, run, status
+from cloister.site import approve, join, run, status
 from cloister.site.journal import Journal
 from cloister.site.settings import SiteFolder, policy_toml, site_toml
-from cloister.vector.errors import CloisterError, StateLocked, Unreachable, UsageError
+from cloister.vector.errors import CloisterError, InvitationError, StateLocked, Unreachable, UsageError
 
 from .conftest import OWN_MODEL
 
@@ -151,6 +153,30 @@ def test_a_killed_agent_joins_the_next_run(federation: Federation, declarative: 
     assert federation.said("lyon", "receipt")[-1]["survivors"] == 3
 
 
+def test_joining_pins_and_makes_its_own_key(federation: Federation, tmp_path: Path) -> None:
+    coordinator = federation.net.coordinator
+    here = federation.net.site("kent")
+    assert (here / "identity.key").stat().st_mode & 0o777 == 0o600
+    assert here.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(UsageError, match="already"):
+        join(invite(coordinator, ["nice"])[0], here, {})
+    with pytest.raises(InvitationError, match="not for a site"):
+        join(invite(coordinator, ["dr.lee"], "analyst")[0], tmp_path / "nice", {})
+    with pytest.raises(UsageError, match="no file"):
+        join(invite(coordinator, ["nice"])[0], tmp_path / "nice", {"heart": tmp_path / "absent.csv"})
+    invitation = invite(coordinator, ["nice"])[0]
+    with pytest.raises(InvitationError, match="certificate"):
+        join(replace(invitation, certificate=bytes(32)), tmp_path / "nice", {})
+    assert not (tmp_path / "nice").exists()
+    with pytest.raises(InvitationError, match="does not know"):
+        join(replace(invitation, token=bytes(16)), tmp_path / "nice", {})
+    words = join(invitation, tmp_path / "nice", {})  # goes on with the key that the failed one made
+    assert len(words.split()) == 6
+    assert words == status(tmp_path / "nice")["words"]
+    with pytest.raises(InvitationError, match="used before"):
+        join(invitation, tmp_path / "other", {})
+
+
 def test_a_second_agent_on_the_folder_is_refused(federation: Federation) -> None:
     with pytest.raises(StateLocked, match="another agent"):
         asyncio.run(run(federation.net.site("kent")))
@@ -180,8 +206,6 @@ def test_a_coordinator_that_is_not_there_is_given_up_with_a_mend(
     (tmp_path / "site.toml").write_text(site_toml(settings).replace("patience_seconds = 600", "patience_seconds = 1"))
     (tmp_path / "policy.toml").write_text(policy_toml([]))
     (tmp_path / "identity.key").write_bytes(Identity.generate(lambda size: b"k" * size).to_bytes())
-    from cloister.coordinator import init_coordinator
-
     made = init_coordinator(coordinator.coordinator, "demo", root_path=tmp_path / "root.key")
     pinned = {"certificate": made.certificate.read_text(), "root_key": "00" * 32}
     (tmp_path / "pinned.json").write_text(json.dumps(pinned))

@@ -28,6 +28,7 @@ from cloister.vector.errors import PeerError, Unreachable
 from cloister.wire import CoordinatorClient, Envelope, fetch_roster
 
 ADMISSION_SECONDS = (0.5, 5.0)  # between two looks for a roster with this site in it: first, and at most
+GARBLED_SECONDS = 5.0  # before a mailbox is read again that could not be believed
 ROSTER_PATIENCE_SECONDS = 2.0
 
 
@@ -101,7 +102,14 @@ class _Agent:
         async with asyncio.TaskGroup() as group:
             after = desk.journal.counter("mailbox")
             while True:
-                for envelope in await desk.client.poll(after):
+                try:
+                    envelopes = await desk.client.poll(after)
+                except PeerError as fault:  # a forged or garbled mailbox: perhaps the next one is whole
+                    desk.note("refused", **fault.as_json())
+                    desk.tell("refused", **fault.as_json())
+                    await asyncio.sleep(GARBLED_SECONDS)
+                    continue
+                for envelope in envelopes:
                     self._deliver(envelope, group)
                     after = envelope.seq
                 desk.journal.raise_counter("mailbox", after, "NORMAL")  # read twice at worst
