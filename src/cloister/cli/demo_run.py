@@ -74,10 +74,7 @@ class Demonstration:
         async for event in follow(client, run):
             self.events.append(event)
             self.happened.set()
-            if event["event"] == "round":
-                self.view.round(event)
-            elif event["event"] == "refused":
-                self.view.say(f"{event.get('site')}: {event.get('message')}", "yellow")
+            self.view.event(event)
 
     async def _guard(self) -> None:
         """Raises: EnvironmentFailure: a process that nobody killed has ended."""

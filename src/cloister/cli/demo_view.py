@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cloister.cli.events import METRICS
 from cloister.cli.output import size, table
-from cloister.cli.progress import METRICS
 
 
 def lines(outcome: Mapping[str, Any]) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -12,6 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+
+from cloister.cli.events import sentence, style
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, errors included.")]
 
@@ -36,11 +37,11 @@ def finish(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any], next_
 
 
 def stream(event: Mapping[str, Any], as_json: bool) -> None:
-    """One event of a command that runs on: a JSON line, or a short sentence."""
+    """One event of a command that runs on: a JSON line, or a sentence where there is something to say."""
     if as_json:
         print(json.dumps(event, default=_plain), flush=True)
-    else:
-        console.print(describe(event), soft_wrap=True)
+    elif text := sentence(event):
+        console.print(escape(text), style=style(event), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> Group:
@@ -61,15 +62,6 @@ def facts(title: str, known: Mapping[str, Any]) -> Group:
     return Group(f"\n[bold]{escape(title)}[/bold]", made, "")
 
 
-def describe(event: Mapping[str, Any]) -> str:
-    """One event in one line: its name, then what it carries, in rich markup."""
-    rest = {key: value for key, value in event.items() if key not in ("event", "number", "run")}
-    name = str(event.get("event", ""))
-    colour = {"refused": "yellow", "void": "yellow", "failed": "red", "done": "green"}.get(name, "cyan")
-    facts = "  ".join(f"{key} {_short(value)}" for key, value in rest.items() if value not in (None, "", {}, []))
-    return f"[{colour}]{escape(name)}[/{colour}]  {escape(facts)}"
-
-
 def size(count: float) -> str:
     """Bytes for people, in powers of 1024."""
     for unit in ("B", "KiB", "MiB"):
@@ -77,20 +69,6 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
-
-
-def is_terminal() -> bool:
-    return sys.stderr.isatty()
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={_short(entry)}" for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ",".join(_short(entry) for entry in value)
-    return str(value)
 
 
 def _plain(value: Any) -> Any:

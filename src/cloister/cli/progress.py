@@ -10,9 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from cloister.cli.events import measured, sentence, style
 from cloister.cli.output import progress
-
-METRICS = ("accuracy", "auc", "loss", "rmse", "mae")
 
 
 class Progress:
@@ -39,6 +38,13 @@ class Progress:
         console = self._bar.console if self._bar else progress
         console.print(f"[{style}]{escape(text)}[/{style}]" if style else text, soft_wrap=True)
 
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Any event: rounds move the bar, the rest is said."""
+        if event["event"] == "round":
+            self.round(event)
+        elif (text := sentence(event)) and event["event"] != "done":
+            self.say(text, style(event) or "dim")
+
     def train(self) -> None:
         """From here on there are rounds to count."""
         if self._quiet or not sys.stderr.isatty():
@@ -57,9 +63,8 @@ class Progress:
 
     def round(self, event: Mapping[str, Any]) -> None:
         """One opened round of the run."""
-        facts = f"{event['survivors']} of {event['sites']} sites"
-        measured = "  ".join(f"{name} {event[name]:.3f}" for name in METRICS if isinstance(event.get(name), float))
+        facts = f"{event['survivors']} of {event['sites']} sites  {measured(event)}"
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=event["trained"], facts=f"{facts}  {measured}")
+            self._bar.update(self._task, completed=event["trained"], facts=facts)
         elif event["stage"] == "train":
-            self.say(f"round {event['trained']:>3} of {self._rounds}  {facts}  {measured}")
+            self.say(f"round {event['trained']:>3} of {self._rounds}  {facts}")

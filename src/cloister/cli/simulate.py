@@ -34,13 +34,16 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Run a job as a federation would, in one process: the same questions, the same integers, the same model."""
+    from cloister.cli.progress import Progress
     from cloister.cli.results import summary
     from cloister.job import load_job
     from cloister.simulation.simulate import simulate as run
 
     job = load_job(job_file)
     source = data if data is not None else _bundled(job.data.target)
-    result = run(job, source, sites=sites, seed=seed, seal=seal.value, baselines=compare)
+    with Progress(rounds=job.algorithm.rounds, quiet=as_json) as view:
+        view.train()
+        result = run(job, source, sites=sites, seed=seed, seal=seal.value, baselines=compare, progress=view.event)
     facts = result.as_json()
     if out is not None:
         result.save(out)
