@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cloister.seal import audit, shamir
 from cloister.seal.audit import Audit, Chunk
 from cloister.seal.merkle import MerkleBuilder
+from cloister.seal.messages import KeyList
 from cloister.seal.receipt import open_receipt, sign_receipt
-from cloister.vector.errors import BadSum, BadUpload, MalformedMessage, PeerError
+from cloister.vector.errors import BadSignature, BadSum, BadUpload, MalformedMessage, PeerError
 
 NONCE = hashlib.sha256(b"nonce").digest()
 STATE = hashlib.sha256(b"state").digest()
@@ -111,8 +112,12 @@ def test_another_upload_or_key_list_cannot_be_shown(rig, honest):
     assert finding.value.site == honest.receipt.u3[0]
     with pytest.raises(BadSum, match="pieces"):
         honest.verify(dataclasses.replace(answer, chunks=[dataclasses.replace(answer.chunks[0], pieces=pieces[1:])]))
+    other = Round(rig).keys
+    with pytest.raises(BadSignature):
+        honest.verify(honest.answer(1, keys=other))
+    own = KeyList.from_bytes(other).signed(honest.rig.coordinator).to_bytes()
     with pytest.raises(BadSum, match="key list"):
-        honest.verify(honest.answer(1, keys=Round(rig).keys))
+        honest.verify(honest.answer(1, keys=own))
 
 
 def test_a_root_that_no_site_signed_is_refused(honest):

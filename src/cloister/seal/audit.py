@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,7 @@ from cloister.seal.merkle import LEAF_BYTES
 from cloister.seal.messages import KeyList, Keys, SignedRoot
 from cloister.seal.receipt import Receipt
 from cloister.seal.roster import Roster
-from cloister.vector.errors import BadShare, BadSum, BadUpload, MalformedMessage
+from cloister.vector.errors import BadShare, BadSignature, BadSum, BadUpload, MalformedMessage
 
 NONCE_BYTES = 32
 MAX_PATH = 64
@@ -207,8 +208,14 @@ def verify(audit: Audit, receipt: Receipt, roster: Roster) -> int:
 
 
 def _entries(keys: bytes, receipt: Receipt, roster: Roster) -> tuple[Keys, ...]:
-    """The key list that the receipt names, every entry signed by its site."""
+    """The key list that the receipt names, every entry signed by its site, and all of it by the coordinator."""
     message = KeyList.from_bytes(keys)
+    for key in [member.key for member in roster.coordinators]:
+        with suppress(BadSignature):
+            message.verify(key)
+            break
+    else:
+        raise BadSignature("the key list shown is signed by no coordinator of its roster")
     listed = tuple(entry.site for entry in message.entries)
     if listed != receipt.u1 or derive.key_list_digest(receipt.ctx, message.entries) != receipt.h1:
         raise BadSum(f"round {receipt.plan.round}: the key list shown is not the one that the receipt names.")
