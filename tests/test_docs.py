@@ -46,3 +46,40 @@ def test_the_tour_names_files_that_exist() -> None:
 def test_every_decision_is_listed() -> None:
     listed = re.findall(r"\((\d{4}-[^)]+)\)", (ROOT / "docs/decisions/README.md").read_text())
     assert sorted(listed) == sorted(path.name for path in (ROOT / "docs/decisions").glob("0*.md"))
+
+
+def code_blocks(language: str) -> list[str]:
+    """The README's fenced blocks of one language."""
+    pieces = re.split(r"^```(.*)\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    return [code for opening, code in zip(pieces[1::4], pieces[2::4], strict=True) if opening == language]
+
+
+def test_commands_in_the_readme_exist_with_their_options() -> None:
+    """Every `cloister ...` line of a code block names a command and options that it has."""
+    from cloister.cli.reference import _commands, _root
+
+    known = {
+        path: {name for param in command.params for name in param.opts}
+        for path, command in _commands("cloister", _root())
+    }
+    blocks = code_blocks("")
+    lines = [
+        line.split("#")[0] for block in blocks for line in block.splitlines() if re.search(r"\bcloister \w", line)
+    ]
+    assert len(lines) >= 10
+    for line in lines:
+        words = line[line.index("cloister ") :].split()
+        path = next((" ".join(words[:length]) for length in (3, 2) if " ".join(words[:length]) in known), None)
+        if words[1] == "&&":
+            continue  # the clone's folder
+        assert path, line
+        assert {word for word in words if word.startswith("--")} <= known[path], line
+
+
+def test_the_readme_s_job_is_the_example() -> None:
+    from cloister import load_job
+
+    blocks = code_blocks("python")
+    space: dict[str, object] = {}
+    exec(blocks[0], space)
+    assert space["job"].digest == load_job(ROOT / "examples/breast_cancer.py").digest  # type: ignore[attr-defined]

@@ -45,6 +45,7 @@ class Demonstration:
         with self._timed("training"):
             result = asyncio.run(self._train(analyst))
         with self._timed("baselines"):
+            self.view.trained()
             self.view.say("baselines: each site alone, and all rows in one place")
             frames = {site: read_table(path) for site, path in self.tables.items()}
             comparison = compare(self.job, frames, result.state)
@@ -114,6 +115,7 @@ class Demonstration:
         self.view.say(
             f"the sum opened: {survivors} of {sites} sites answered, {threshold(sites)} were needed", "green"
         )
+        self.view.say(f"{site}: its steward starts it again")
         self.federation.start_site(site)
         self.victim = None
 

@@ -47,7 +47,7 @@ def _saw(outcome: Mapping[str, Any]) -> Any:
     for entry in seen:
         rows.append([entry["site"], "sent", _words(entry["masked"]), ""])
         rows.append(
-            ["", "[dim]holds[/dim]", f"[dim]{_words(entry['true'])}[/dim]", f"[dim]{_said(entry['said'])}[/dim]"]
+            ["", "[dim]true[/dim]", f"[dim]{_words(entry['true'])}[/dim]", f"[dim]{_said(entry['said'])}[/dim]"]
         )
     title = f"All that the coordinator has of each site in the last round: {seen[0]['words']} words like these"
     return table(title, ["site", "", "words (hexadecimal)", "which say"], rows, left=(0, 1, 2, 3))

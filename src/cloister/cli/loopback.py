@@ -71,6 +71,9 @@ class Loopback:
         admit(self.coordinator, self.folder / "root.key", None)
         for id in tables:
             self.start_site(id)
+        say("stewards: their agents start, and each reads the columns of its own table")
+        for id in tables:
+            self.wait(id, lambda event: event.get("event") == "ready")
         return analyst
 
     def _enrol(

@@ -29,8 +29,13 @@ class Progress:
         return self
 
     def __exit__(self, *details: object) -> None:
+        self.trained()
+
+    def trained(self) -> None:
+        """There are no more rounds to count."""
         if self._bar:
             self._bar.stop()
+            self._bar = None
 
     def say(self, text: str, style: str = "dim") -> None:
         if self._quiet:
