@@ -52,12 +52,13 @@ class Federation:
         tables = {site: folder / f"{site}.csv" for site in SITES}
         for site, frame in zip(SITES, frames.values(), strict=True):
             frame.to_csv(tables[site], index=False)
-        self.net.start_site = lambda id: None  # type: ignore[method-assign]  # first all join
         self.analyst: Analyst = self.net.found("breast-cancer", tables, lambda line: None)
+        for site in ("bern", "oslo"):
+            self.net.processes[site].terminate()
+            self.net.processes[site].wait(20)
+            self.net.log(site).unlink()
         tables["oslo"].unlink()
-        del self.net.start_site  # the method again
-        for site in SITES[1:]:
-            self.net.start_site(site)
+        self.net.start_site("oslo")
         log = open(self.net.log("bern"), "wb")  # noqa: SIM115 - the child's
         command = [sys.executable, "-c", WATCHED, str(self.net.site("bern"))]
         self.net.processes["bern"] = subprocess.Popen(command, stdout=log, stderr=log)
@@ -175,6 +176,17 @@ def test_joining_pins_and_makes_its_own_key(federation: Federation, tmp_path: Pa
     assert words == status(tmp_path / "nice")["words"]
     with pytest.raises(InvitationError, match="used before"):
         join(invitation, tmp_path / "other", {})
+
+
+def test_agents_outlive_their_coordinator(federation: Federation, declarative: cl.Job) -> None:
+    rounds = len(federation.said("kent", "receipt"))
+    federation.net.kill("coordinator")
+    federation.net.wait("kent", lambda event: event.get("event") == "retry")
+    federation.net.start("coordinator", "coordinator", "serve", "--folder", str(federation.net.coordinator))
+    _, fault = federation.run(declarative)
+    assert fault is None
+    assert len(federation.said("kent", "receipt")) > rounds
+    assert federation.said("kent", "receipt")[-1]["survivors"] == 3
 
 
 def test_a_second_agent_on_the_folder_is_refused(federation: Federation) -> None:
