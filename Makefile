@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 TORCH := 2.13.0
 ARGS ?=
 WORKERS ?= 2
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .PHONY: setup demo test lint fix bench fuzz docs clean
 

@@ -12,7 +12,7 @@ from cloister.learn import Trainer, read_table
 from cloister.round import contribute
 from cloister.seal.masks import unpack
 
-SHOWN_WORDS = 4
+SHOWN_WORDS = 3
 
 
 def what_the_coordinator_saw(folder: Path, run: str, job: Job, tables: Mapping[str, Path]) -> list[dict[str, Any]]:
