@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cloister.job import (
         SGD,
         Adam,
+        Arrays,
         Evaluate,
         Impute,
         Job,
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
         nets,
     )
     from cloister.learn.result import Result
-    from cloister.simulation import simulate
+    from cloister.simulation.simulate import simulate
     from cloister.vector.errors import CloisterError
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Adam": "job",
+    "Arrays": "job",
     "CloisterError": "vector",
     "Evaluate": "job",
     "FedAvg": "algorithms",
@@ -53,6 +55,7 @@ _HOMES = {
 
 __all__ = [
     "Adam",
+    "Arrays",
     "CloisterError",
     "Evaluate",
     "FedAvg",

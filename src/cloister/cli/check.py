@@ -42,9 +42,7 @@ def describe(job: Job) -> dict[str, Any]:
         "digest": job.digest.hex(),
         "computes": f"a {job.kind} model of {job.data.target!r} on {job.data.name!r}: {type(job.task).__name__}",
         "algorithm": ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None),
-        "columns": "all but " + ", ".join((job.data.target, *job.data.ignore))
-        if job.data.columns is None
-        else ", ".join(sorted(job.data.columns)),
+        "columns": columns_read(job),
         "prepare": ", ".join(prepare) or "nothing",
         "leaves": "one masked vector a question; never a row, a row count, a metric or a model of this site",
         "code": "none" if not job.ships_code else f"{len((job.source or '').splitlines())} lines of Python",
@@ -53,9 +51,21 @@ def describe(job: Job) -> dict[str, Any]:
     }
 
 
+def columns_read(job: Job) -> str:
+    """What of a site's data the training code sees, in words."""
+    from cloister.job import Table
+
+    if not isinstance(job.data, Table):
+        return f"arrays x of shape [rows, {', '.join(map(str, job.data.shape))}], and y"
+    if job.data.columns is None:
+        return "all but " + ", ".join((job.data.target, *job.data.ignore))
+    return ", ".join(sorted(job.data.columns))
+
+
 def check_data(job: Job, folder: Path) -> dict[str, Any]:
     """Checks the contract on every table of a folder and measures what would leave. Raises: DataError."""
     from cloister import learn
+    from cloister.job import Table
     from cloister.round import Program
     from cloister.simulation import shards
     from cloister.vector import FixedPoint
@@ -63,7 +73,10 @@ def check_data(job: Job, folder: Path) -> dict[str, Any]:
     tables = shards(folder, target=job.data.target)
     features = job.data.resolve({site: learn.schema(frame) for site, frame in tables.items()})
     for site, frame in tables.items():
-        learn.check(job.data, frame, site, features)
+        if isinstance(job.data, Table):
+            learn.check(job.data, frame, site, features)
+        else:
+            learn.Trainer(job, frame, site)
     program = Program(job, features)
     first = program.ask(program.start())
     assert first is not None

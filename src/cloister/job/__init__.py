@@ -1,7 +1,7 @@
 """Room `job`: a job and its declarative specifications, manifest, bundle and digest. Computes nothing."""
 
 from cloister.job import nets
-from cloister.job.data import Table
+from cloister.job.data import Arrays, Table
 from cloister.job.job import Evaluate, Job
 from cloister.job.load import load_job
 from cloister.job.prepare import Impute, OneHot, Standardize
@@ -9,6 +9,7 @@ from cloister.job.task import SGD, Adam, Sklearn, Torch
 
 __all__ = [
     "Adam",
+    "Arrays",
     "Evaluate",
     "Impute",
     "Job",

@@ -6,14 +6,16 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from cloister.job.spec import Name, Names, spec
+from cloister.job.spec import Name, Names, as_tuple, spec
 from cloister.vector.errors import DataError, JobError
 
 Kind = Literal["number", "category"]
+ARRAY = "array"  # what a site's schema says of `x` and `y`
 EMPTY = "empty"  # what a site's schema says of a column without a value: it fits any type
 MOST_CLASSES = 10_000
 MOST_CATEGORIES = 10_000
@@ -145,6 +147,52 @@ class Table:
         """The declared categories of a column, or None if it declares none."""
         declared = (self.columns or {}).get(name)
         return declared if isinstance(declared, tuple) else None
+
+
+@spec
+class Arrays:
+    """Examples as arrays: images, signals, or numbers that need no preparation. One pair (X, y) at each site.
+
+    At a site it is an .npz file with `x` [rows, *shape], `y` [rows] and, if it has a test set of its own, `test`
+    (bool [rows]). Bytes (uint8) are pixels: they reach the model as float32 in [0, 1].
+
+    Attributes:
+      name: the dataset's name; the steward of each site binds it to a file.
+      shape: of one example, (1, 28, 28) say: channels first, as torch has it.
+      classes: the labels in `y`, in order, or how many (0, 1, ...); None predicts a number.
+    """
+
+    name: Name
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeValidator(as_tuple), Field(min_length=1)
+    ]
+    classes: Labels | None = None
+
+    # what a table's contract has besides
+    target, split, ignore = "y", None, ()
+    columns: ClassVar[Mapping[str, Kind | Texts]] = MappingProxyType({})
+
+    @property
+    def inputs(self) -> int:
+        """Numbers in one example."""
+        return math.prod(self.shape)
+
+    def resolve(self, schemas: Mapping[str, Mapping[str, str]]) -> dict[str, Kind]:
+        """No columns. Raises: DataError: a site has no arrays."""
+        for site in sorted(schemas):
+            if schemas[site].get("x") != ARRAY:
+                raise DataError(
+                    "the contract asks for arrays, the data is a table.",
+                    mend="Bind an .npz file with x and y, or use cl.Table(...).",
+                    site=site,
+                )
+        return {}
+
+    def required(self) -> list[str]:
+        return []
+
+    def categories(self, name: str) -> None:
+        return None
 
 
 def missing_column(name: str, there: Iterable[str], site: str = "") -> DataError:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from cloister.algorithms import Algorithm
 from cloister.job import manifest
-from cloister.job.data import Table
+from cloister.job.data import Arrays, Table
 from cloister.job.nets import Code, Shapes
 from cloister.job.prepare import Impute, OneHot, Standardize
 from cloister.job.spec import Count, Name, as_tuple, spec, unwritten
@@ -40,7 +40,7 @@ class Job:
     """A piece of work for a federation.
 
     Attributes:
-      data: the contract: `Table(...)`.
+      data: the contract: `Table(...)` or `Arrays(...)`.
       task: what a site computes: `Torch(...)` or `Sklearn(...)`.
       algorithm: how the sums become a model: `FedAvg(...)`.
       prepare: preparation of the table, in the order Impute, OneHot, Standardize.
@@ -51,7 +51,7 @@ class Job:
       source: text of the job file, if the task names code in it.
     """
 
-    data: Table
+    data: Table | Arrays
     task: Torch | Sklearn
     algorithm: Algorithm
     prepare: Annotated[tuple[Impute | OneHot | Standardize, ...], BeforeValidator(as_tuple)] = ()
@@ -68,6 +68,13 @@ class Job:
             object.__setattr__(self, "source", _source_of(self.task.codes))
 
     def _check_prepare(self) -> None:
+        if isinstance(self.data, Arrays):
+            if self.prepare:
+                raise JobError(
+                    "Job: prepare is for tables; arrays reach the model as they are.", mend="Leave it out."
+                )
+            if isinstance(self.task, Sklearn) and len(self.data.shape) > 1:
+                raise JobError(f"scikit-learn takes rows of numbers, not arrays of shape {self.data.shape}.")
         order = [Impute, OneHot, Standardize]
         places = [order.index(type(step)) for step in self.prepare]
         if places != sorted(set(places)):
@@ -77,7 +84,9 @@ class Job:
         declared = self.data.classes
         if isinstance(self.task, Torch):
             if self.task.loss == "cross_entropy" and declared is None:
-                raise JobError("the loss cross_entropy needs the labels.", mend="Say Table(..., classes=[...]).")
+                raise JobError(
+                    "the loss cross_entropy needs the labels.", mend="Say classes=[...] in the data contract."
+                )
             if self.task.loss == "bce" and declared is not None and len(declared) != 2:
                 raise JobError(f"the loss bce knows two classes, not {len(declared)}.", mend="Use cross_entropy.")
         if declared is not None and self.kind == "regression":

@@ -1,7 +1,19 @@
 """Room `learn`: turns a job's specifications into computations on one site's table. torch and sklearn load lazily."""
 
+from cloister.learn.arrays import Examples, read_data, schema
 from cloister.learn.models import build_model, complete, predict
-from cloister.learn.tables import check, read_table, schema
-from cloister.learn.trainer import Trainer
+from cloister.learn.tables import check, read_table
+from cloister.learn.trainer import Trainer, Workshop
 
-__all__ = ["Trainer", "build_model", "check", "complete", "predict", "read_table", "schema"]
+__all__ = [
+    "Examples",
+    "Trainer",
+    "Workshop",
+    "build_model",
+    "check",
+    "complete",
+    "predict",
+    "read_data",
+    "read_table",
+    "schema",
+]

@@ -6,8 +6,12 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from cloister.job import Job, Torch
+import numpy as np
+import pandas as pd
+
+from cloister.job import Arrays, Job, Table, Torch
 from cloister.job.nets import Code
+from cloister.learn.arrays import as_inputs, check_features
 from cloister.learn.metrics import Predictions
 from cloister.learn.prepare import Bools, Columns, Inputs, Rows, design
 from cloister.learn.tables import Frame, check
@@ -59,25 +63,34 @@ def build_model(job: Job, state: State) -> Any:
     return _of_state(job, state).export(state.tensors["model"])
 
 
-def predict(job: Job, state: State, frame: Frame, fit_rows: Bools | None = None) -> Array:
-    """What the trained model says of a table that fulfils the job's contract.
+def predict(job: Job, state: State, features: Frame | Array, fit_rows: Bools | None = None) -> Array:
+    """What the trained model says of data that fulfil the job's contract.
 
-    Args: fit_rows: the rows that Standardize(by="site") takes its statistics from; None: all.
+    Args:
+      features: a table; or x [rows, *shape], where the contract is of arrays.
+      fit_rows: the rows that Standardize(by="site") takes its statistics from; None: all.
     Returns: float64[rows]: probability of the second label, or value; [rows, K] for more than two labels.
-    Raises: DataError: the table does not fulfil the contract.
+    Raises: DataError: the data do not fulfil the contract.
     """
+    model, flat = _of_state(job, state), state.tensors["model"]
+    if isinstance(job.data, Arrays):
+        x = np.asarray(features)
+        check_features(job.data, x)
+        return model.predict(flat, as_inputs(job, x))
+    return model.predict(flat, _prepared(job, job.data, state, pd.DataFrame(features), fit_rows))
+
+
+def _prepared(job: Job, contract: Table, state: State, frame: Frame, fit_rows: Bools | None) -> Inputs:
     frame, kinds = frame.rename(columns=str), state.facts["columns"]
-    check(job.data, frame.assign(**dict.fromkeys(_unneeded(job, frame), "")), "", kinds)
-    x = design(job, Columns.of(job, kinds), state.tensors, frame, fit_rows, "")
-    return _of_state(job, state).predict(state.tensors["model"], x)
-
-
-def _unneeded(job: Job, frame: Frame) -> list[str]:
-    """Columns that the contract needs for training only and that this table lacks."""
-    return [name for name in (job.data.target, job.data.split) if name and name not in frame.columns]
+    # columns that the contract needs for training only may be missing
+    unneeded = [name for name in (contract.target, contract.split) if name and name not in frame.columns]
+    check(contract, frame.assign(**dict.fromkeys(unneeded, "")), "", kinds)
+    return design(job, Columns.of(job, kinds), state.tensors, frame, fit_rows, "")
 
 
 def _of_state(job: Job, state: State) -> Model:
+    if isinstance(job.data, Arrays):
+        return back_end(job, state.facts["shapes"], job.data.inputs)
     columns = Columns.of(job, state.facts["columns"])
     inputs = len(columns.numeric) + sum(state.tensors[f"fit/buckets/{name}"].size for name in columns.encoded)
     return back_end(job, state.facts["shapes"], inputs)

@@ -27,7 +27,9 @@ Inputs = npt.NDArray[np.float32]
 class Rows:
     """Rows ready for a model.
 
-    Attributes: x: float32[rows, inputs]. y: [rows]: float32 in {0, 1} (binary) or any (regression), int64 class.
+    Attributes:
+      x: float32[rows, inputs], or [rows, *shape] of arrays.
+      y: [rows]: float32 in {0, 1} (binary) or any (regression), int64 class.
     """
 
     x: Inputs
@@ -144,9 +146,14 @@ def split(job: Job, frame: Frame, site: str) -> Bools:
                 f"split column {job.data.split!r} has {len(strange)} values besides 'train' and 'test'.", site=site
             )
         return np.array([spelling == "test" for spelling in spelled], bool)[codes]
-    holdout = job.evaluate.holdout if job.evaluate else 0.0
-    test = np.zeros(len(frame), bool)
-    test[generator(job.seed, site, "split").permutation(len(frame))[: round(holdout * len(frame))]] = True
+    return held_out(job, len(frame), site)
+
+
+def held_out(job: Job, rows: int, site: str) -> Bools:
+    """A test set drawn from the job's seed: `Evaluate.holdout` of the rows, none without evaluation."""
+    test = np.zeros(rows, bool)
+    if job.evaluate and (held := round(job.evaluate.holdout * rows)):
+        test[generator(job.seed, site, "split").permutation(rows)[:held]] = True
     return test
 
 

@@ -111,9 +111,9 @@ class Result:
             return self.comparison.table()
         return pd.DataFrame.from_dict({"federated": self.final}, orient="index", dtype=np.float64)
 
-    def predict(self, frame: pd.DataFrame) -> Array:
-        """Probabilities (or values) for each row of a raw table that fulfils the job's contract."""
-        return learn.predict(self.job, self.state, frame)
+    def predict(self, features: pd.DataFrame | Array) -> Array:
+        """Probabilities (or values) for each row of a raw table (or x) that fulfils the job's contract."""
+        return learn.predict(self.job, self.state, features)
 
     def plot(self, *metrics: str) -> Figure:
         """Learning curves. Args: metrics: columns of `history`; by default all that were measured."""

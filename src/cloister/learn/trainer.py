@@ -1,22 +1,68 @@
-"""What one site computes: answers to the questions of a job, on its own table."""
+"""What one site computes: answers to the questions of a job, on its own data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cloister.algorithms.preparation import BUCKETS, EXPONENT_ZERO, EXPONENTS
-from cloister.job import Job
+from cloister.job import Arrays, Job
+from cloister.learn.arrays import ArrayData
 from cloister.learn.metrics import blocks
 from cloister.learn.models import Model, back_end
-from cloister.learn.prepare import Columns, Rows, buckets, design, generator, matrix, split, targets
-from cloister.learn.tables import Frame, check
+from cloister.learn.prepare import Rows, generator
+from cloister.learn.table_data import TableData
 from cloister.vector import Answer, Query, digest, pack
 from cloister.vector.bundle import Array
 from cloister.vector.errors import DataError, TaskError
+
+
+class SiteData(Protocol):
+    """One site's data under a job's contract: `TableData` or `ArrayData`.
+
+    Attributes: features: what a trained model predicts from. y: the target as a model needs it. test: bool[rows].
+    """
+
+    features: Any
+    y: npt.NDArray[Any]
+    test: npt.NDArray[np.bool_]
+    warnings: list[str]
+
+    def profile(self, query: Query) -> dict[str, Array]: ...
+
+    def moments(self, query: Query) -> dict[str, Array]: ...
+
+    def design(self, query: Query) -> npt.NDArray[np.float32]: ...
+
+
+class Workshop:
+    """What the trainers of one process share: the back end of the model, and what the newest query says to all.
+
+    A back end is loaded anew for each use, so one serves any number of sites: a simulation of 100,000 has one model.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._query: Query | None = None
+        self._model: tuple[object, Model] | None = None
+
+    def read(self, query: Query) -> None:
+        """Works out what a query about the model says, once for all sites."""
+        if query is self._query:
+            return
+        fitted = {name: tensor for name, tensor in query.tensors.items() if name.startswith("fit/")}
+        self.fitted = digest(pack({"columns": query.config["columns"], "shapes": query.config["shapes"]}, fitted))
+        self.flat = np.ascontiguousarray(query.tensors["model"], np.float32)
+        self._query = query
+
+    def model(self, query: Query, inputs: int) -> Model:
+        made_for = (query.config["shapes"], inputs)
+        if self._model is None or self._model[0] != made_for:
+            self._model = (made_for, back_end(self._job, query.config["shapes"], inputs))
+        return self._model[1]
 
 
 class Trainer:
@@ -24,24 +70,24 @@ class Trainer:
 
     Args:
       job: what is computed.
-      frame: the site's table.
+      data: the site's table (DataFrame), or for a contract of arrays (x, y) or (x, y, test).
       site: its name.
-    Attributes: warnings: for the steward, one line each.
-    Raises: DataError: the table lacks target, split or feature columns, has unknown labels or no row to train on.
+      workshop: shared with other trainers of this process; its own if not given.
+    Attributes: data. rows: to train on. warnings: for the steward, one line each.
+    Raises: DataError: the data does not fulfil the contract, or has no row to train on.
     """
 
-    def __init__(self, job: Job, frame: Frame, site: str) -> None:
-        self.job, self.site, frame = job, site, frame.rename(columns=str)
-        self.warnings = check(job.data, frame, site, dict.fromkeys(job.data.columns or {}, "any"))
-        self.frame = frame[frame[job.data.target].notna()].reset_index(drop=True)
-        self.y = targets(job, self.frame, site)
-        self.test = split(job, self.frame, site)
+    def __init__(self, job: Job, data: Any, site: str, workshop: Workshop | None = None) -> None:
+        self.job, self.site, self._workshop = job, site, workshop or Workshop(job)
+        holds = ArrayData if isinstance(job.data, Arrays) else TableData
+        self.data: SiteData = holds(job, data, site)
+        self.y, self.test, self.warnings = self.data.y, self.data.test, self.data.warnings
         self.rows = int((~self.test).sum())
         if self.rows == 0:
             raise DataError("no row is left to train on.", mend="Check target and split column.", site=site)
         if job.classes and len(np.unique(self.y[~self.test])) == 1:
             self.warnings.append("the training rows have one class only; the site takes part nevertheless.")
-        self._prepared: tuple[bytes, Model, Rows, Rows] | None = None
+        self._prepared: tuple[bytes, Rows, Rows] | None = None
 
     def answer(self, query: Query) -> Answer:
         """The site's answer: an array for each block of the query's layout.
@@ -56,58 +102,18 @@ class Trainer:
             raise TaskError(f"the query asks for {unknown}, which {query.task!r} does not give.")
         return Answer(self.rows, {name: np.asarray(values[name]) for name in names})
 
-    # --- statistics of the training rows
-
     def _profile(self, query: Query) -> dict[str, Array]:
-        kinds = self._kinds(query)
-        self.warnings += [line for line in self._check(kinds) if line not in self.warnings]
-        columns, train = Columns.of(self.job, kinds), self._train_frame
-        values: dict[str, Array] = {
-            "missing": np.array([train[name].isna().sum() for name in kinds], np.float64),
-            "exponents": _exponents(matrix(train, columns, self.site)),
-        }
-        for name in columns.encoded:
-            declared = self.job.data.categories(name)
-            size = BUCKETS if declared is None else len(declared) + 1
-            values[f"categories/{name}"] = np.bincount(buckets(self.job, train, name), minlength=size)
-        if self.job.classes:
-            values["classes"] = np.bincount(self.y[~self.test], minlength=self.job.classes)
-        return values
-
-    def _kinds(self, query: Query) -> dict[str, str]:
-        """The features that the query names. Raises TaskError: one that the job's contract does not allow it."""
-        kinds = dict(query.config["columns"])
-        contract = self.job.data
-        allowed = set(self.frame.columns if contract.columns is None else contract.columns)
-        if strange := sorted(set(kinds) - (allowed - {contract.target, contract.split, *contract.ignore})):
-            raise TaskError(f"the query names {strange}, which the job's contract does not give it.")
-        return kinds
-
-    def _check(self, kinds: Mapping[str, str]) -> list[str]:
-        encoded = self.job.encoded(kinds)
-        read = {name: "category" if name in encoded else kind for name, kind in kinds.items()}
-        return check(self.job.data, self.frame, self.site, read)
+        return self.data.profile(query)
 
     def _moments(self, query: Query) -> dict[str, Array]:
-        """Sums over present values of z = (x - center) / scale and of z**2, over the number of all sites' rows."""
-        x = matrix(self._train_frame, Columns.of(self.job, self._kinds(query)), self.site)
-        z = np.nan_to_num((x - query.tensors["center"]) / query.tensors["scale"], nan=0.0)
-        rows = query.config["rows"]
-        return {"power1": z.sum(axis=0) / rows, "power2": np.square(z).sum(axis=0) / rows}
-
-    @property
-    def _train_frame(self) -> Frame:
-        return self.frame[~self.test]
-
-    # --- the model
+        return self.data.moments(query)
 
     def _train(self, query: Query) -> dict[str, Array]:
-        model, train, test = self._ready(query)
-        flat, round_ = _flat(query), query.config["round"]
+        model, train, test = self.ready(query)
+        flat, round_ = self._workshop.flat, query.config["round"]
         values = self._evaluation(model, flat, test) if query.config.get("evaluate") else {}
-        seed = int(generator(self.job.seed, self.site, round_).integers(2**63))
-        delta, loss = model.train(flat, train, seed, round_)
-        if not (np.isfinite(loss) and np.isfinite(delta).all()):
+        delta, loss = model.train(flat, train, self.seed(round_), round_)
+        if not (math.isfinite(loss) and np.isfinite(delta).all()):
             raise TaskError(
                 f"round {round_}: the local model diverged: its loss or weights are not finite.",
                 mend="Lower the learning rate, or add cl.Standardize() to prepare.",
@@ -115,8 +121,8 @@ class Trainer:
         return {**values, "delta": delta, "train_loss": np.asarray(loss)}
 
     def _evaluate(self, query: Query) -> dict[str, Array]:
-        model, _, test = self._ready(query)
-        return self._evaluation(model, _flat(query), test)
+        model, _, test = self.ready(query)
+        return self._evaluation(model, self._workshop.flat, test)
 
     def _evaluation(self, model: Model, flat: npt.NDArray[np.float32], test: Rows) -> dict[str, Array]:
         said = model.assess(flat, test)
@@ -124,17 +130,20 @@ class Trainer:
             raise TaskError("the broadcast model's predictions are not finite.", mend="Lower the learning rate.")
         return dict(blocks(self.job.kind, said, test.y))
 
-    def _ready(self, query: Query) -> tuple[Model, Rows, Rows]:
-        """The model and the prepared rows; made once for as long as the fitted statistics stay the same."""
-        fitted = {name: tensor for name, tensor in query.tensors.items() if name.startswith("fit/")}
-        known = digest(pack({"columns": query.config["columns"], "shapes": query.config["shapes"]}, fitted))
-        if self._prepared is None or self._prepared[0] != known:
-            columns = Columns.of(self.job, self._kinds(query))
-            x = design(self.job, columns, fitted, self.frame, ~self.test, self.site)
-            model = back_end(self.job, query.config["shapes"], x.shape[1])
+    def seed(self, round_: int) -> int:
+        """Of everything random in one round's training here."""
+        return int(generator(self.job.seed, self.site, round_).integers(2**63))
+
+    def ready(self, query: Query) -> tuple[Model, Rows, Rows]:
+        """The model, and the prepared rows to train and to test on, made once while the statistics stay the same."""
+        self._workshop.read(query)
+        if self._prepared is None or self._prepared[0] != self._workshop.fitted:
+            x = self.data.design(query)
             train = Rows(np.ascontiguousarray(x[~self.test]), self.y[~self.test])
-            self._prepared = (known, model, train, Rows(np.ascontiguousarray(x[self.test]), self.y[self.test]))
-        return self._prepared[1:]
+            test = Rows(np.ascontiguousarray(x[self.test]), self.y[self.test])
+            self._prepared = (self._workshop.fitted, train, test)
+        _, train, test = self._prepared
+        return self._workshop.model(query, math.prod(train.x.shape[1:])), train, test
 
 
 _TASKS: Mapping[str, Any] = {
@@ -143,16 +152,3 @@ _TASKS: Mapping[str, Any] = {
     "train": Trainer._train,
     "evaluate": Trainer._evaluate,
 }
-
-
-def _flat(query: Query) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(query.tensors["model"], np.float32)
-
-
-def _exponents(x: npt.NDArray[np.float64]) -> Array:
-    """Counts of magnitudes by power of two: float64[columns, EXPONENTS]; missing values are left out."""
-    _, exponents = np.frexp(x)
-    bins = np.clip(exponents, -EXPONENT_ZERO, EXPONENTS - 1 - EXPONENT_ZERO) + EXPONENT_ZERO
-    bins[x == 0] = 0
-    counts = [np.bincount(bins[~np.isnan(x[:, at]), at], minlength=EXPONENTS) for at in range(x.shape[1])]
-    return np.array(counts, np.float64).reshape(x.shape[1], EXPONENTS)

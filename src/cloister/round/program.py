@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cloister.algorithms import Preparation, evaluation
-from cloister.job import Impute, Job, OneHot, Standardize
+from cloister.job import Arrays, Impute, Job, OneHot, Standardize
 from cloister.vector import Layout, Query, State, Total, flatten
 from cloister.vector.errors import JobError
 from cloister.vector.layout import Block
@@ -123,7 +123,8 @@ class Program:
         return self._start_training(state.with_(None, self.preparation.learn_variance(total, state.tensors)))
 
     def _start_training(self, state: State) -> State:
-        inputs = self.preparation.inputs(state.tensors)
+        data = self.job.data
+        inputs = data.inputs if isinstance(data, Arrays) else self.preparation.inputs(state.tensors)
         if inputs < 1 and not self.job.initial:
             raise JobError("no feature column is left to train on.", mend="Check the contract's columns and ignore.")
         shapes, tensors = self.job.initial_model(inputs)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from cloister.job import Job
+from cloister.job import Arrays, Job
 from cloister.learn import Trainer, predict
+from cloister.learn.arrays import ArrayData
 from cloister.learn.comparison import Comparison, measure
 from cloister.round import Program, run
 from cloister.simulation.cohort import LocalCohort
@@ -70,11 +71,18 @@ def _alone(job: Job, like: State, trainer: Trainer) -> State | None:
 
 
 def _pool(job: Job, sites: Mapping[str, Trainer]) -> Trainer:
-    """Every row of every site; a column keeps what is for training and what for testing."""
-    split = job.data.split or SPLIT
-    parts = [trainer.frame.assign(**{split: np.where(trainer.test, "test", "train")}) for trainer in sites.values()]
+    """Every row of every site; what was for training and what for testing stays so."""
+    if isinstance(job.data, Arrays):
+        held = [(each.features, each.labels, each.test) for each in _arrays(sites)]
+        return Trainer(job, tuple(np.concatenate(part) for part in zip(*held, strict=True)), POOLED)
+    split, every = job.data.split or SPLIT, sites.values()
+    parts = [each.data.features.assign(**{split: np.where(each.test, "test", "train")}) for each in every]
     pooled = dataclasses.replace(job, data=dataclasses.replace(job.data, split=split))
     return Trainer(pooled, pd.concat(parts, ignore_index=True), POOLED)
+
+
+def _arrays(sites: Mapping[str, Trainer]) -> list[ArrayData]:
+    return [trainer.data for trainer in sites.values() if isinstance(trainer.data, ArrayData)]
 
 
 def _scores(job: Job, state: State | None, sites: Mapping[str, Trainer]) -> dict[str, float | None]:
@@ -82,7 +90,7 @@ def _scores(job: Job, state: State | None, sites: Mapping[str, Trainer]) -> dict
     tested = [trainer for trainer in sites.values() if trainer.test.any()]
     if state is None or not tested:
         return {}
-    said = [predict(job, state, trainer.frame, fit_rows=~trainer.test)[trainer.test] for trainer in tested]
+    said = [predict(job, state, trainer.data.features, fit_rows=~trainer.test)[trainer.test] for trainer in tested]
     predicted = np.concatenate(said)
     if not np.isfinite(predicted).all():
         return {}

@@ -56,7 +56,7 @@ def _tell_schema(outgoing: BinaryIO, table: Path) -> None:
     from cloister import learn
 
     try:
-        schema = learn.schema(learn.read_table(table))
+        schema = learn.schema(learn.read_data(table))
     except BaseException as fault:
         _tell_fault(outgoing, fault)
     else:
@@ -68,7 +68,7 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO, setup: dict[str, Any], bundle
     from cloister.job import Job
 
     try:
-        trainer = learn.Trainer(Job.from_bytes(bundle), learn.read_table(Path(setup["table"])), setup["site"])
+        trainer = learn.Trainer(Job.from_bytes(bundle), learn.read_data(Path(setup["table"])), setup["site"])
     except BaseException as fault:
         return _tell_fault(outgoing, fault)
     framing.write(outgoing, Kind.READY, canonical({"walls": walls, "warnings": trainer.warnings}))
