@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cloister.job import Adam, Job, Torch, nets
+from cloister.job import SGD, Job, Torch, nets
 from cloister.job.load import files_of, line_of, resolve
 from cloister.job.nets import Code
 from cloister.learn.metrics import Predictions
@@ -26,8 +26,12 @@ try:
     import torch
     from torch import nn
     from torch.nn import functional
+    from torch.nn.modules.batchnorm import _BatchNorm
 except ModuleNotFoundError:
     raise EnvironmentFailure("this job needs PyTorch.", mend="pip install 'cloister[torch]'") from None
+
+from cloister.learn.descent import descent
+from cloister.learn.perceptron import Layers, Perceptron, cut
 
 Flat = npt.NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
@@ -35,16 +39,24 @@ EVALUATED_AT_ONCE = 8192  # rows of one forward pass without gradients: bounds t
 
 
 @contextlib.contextmanager
-def one_thread(seed: int) -> Iterator[None]:
-    """Deterministic torch: one thread (sums in one order) and a seeded generator; both as before afterwards."""
+def one_thread(seed: int | None) -> Iterator[None]:
+    """Deterministic torch: one thread (sums in one order) and a generator seeded anew; both as before afterwards.
+
+    Args: seed: None where nothing is drawn.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if threads > 1:
+        torch.set_num_threads(1)
+    drawn = None if seed is None else torch.get_rng_state()
+    if seed is not None:
+        torch.default_generator.manual_seed(seed)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
+        yield
     finally:
-        torch.set_num_threads(threads)
+        if drawn is not None:
+            torch.set_rng_state(drawn)
+        if threads > 1:
+            torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -87,6 +99,13 @@ def make_module(job: Job, inputs: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(widths[-1], job.outputs))
 
 
+def _view(flat: torch.Tensor, shape: torch.Size, channels_last: bool) -> torch.Tensor:
+    """A tensor of this shape over a flat vector; a kernel [out, in, h, w] as [out, h, w, in] if asked."""
+    if not channels_last:
+        return flat.view(shape)
+    return flat.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+
+
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that federate: trainable parameters first, then frozen ones and floating-point buffers.
 
@@ -107,32 +126,64 @@ def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class TorchModel:
-    """One module at one site, kept between rounds.
+    """One module, loaded anew for each site and round.
 
-    Args: shapes: of the broadcast tensors, in the flat vector's order. inputs: columns of the prepared table.
+    Args: shapes: of the broadcast tensors, in the flat vector's order. inputs: numbers in one example.
+    Raises: TaskError: the job's code raises, or makes another model than the one that was broadcast.
     """
 
     def __init__(self, job: Job, shapes: Shapes, inputs: int) -> None:
         assert isinstance(job.task, Torch)
         self.job, self.task, self.inputs = job, job.task, inputs
         self.module = make_module(job, inputs)
-        tensors = tensors_of(self.module)
-        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes or list(tensors) != list(shapes):
+        self._tensors = tensors_of(self.module)
+        ours = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        if ours != shapes or list(ours) != list(shapes):
             raise TaskError("the model's tensors differ from the broadcast ones.", mend="Submit the job again.")
-        self.flat = torch.zeros(sum(tensor.numel() for tensor in tensors.values()))
-        trained = sum(tensor.numel() for tensor in tensors.values() if tensor.requires_grad)
-        self.trained = nn.Parameter(self.flat[:trained], requires_grad=True)
-        self.trained.grad = torch.zeros(trained)
-        at = 0
-        for tensor in tensors.values():
-            part = slice(at, at := at + tensor.numel())
-            tensor.data = self.flat[part].view(tensor.shape)
-            if tensor.requires_grad:
-                tensor.grad = self.trained.grad[part].view(tensor.shape)
+        self.flat = torch.zeros(sum(tensor.numel() for tensor in self._tensors.values()))
+        trained = sum(tensor.numel() for tensor in self._tensors.values() if tensor.requires_grad)
+        self._trained, self._gradient = self.flat[:trained], torch.zeros(trained)
+        self._counters = [(each, each.clone()) for each in self.module.buffers() if not each.is_floating_point()]
+        self._normalizes = any(isinstance(each, _BatchNorm) for each in self.module.modules())
+        self._channels_last: bool | None = None  # not known before an image was seen
+        self._lay_out(channels_last=False)
         self.loss = None if isinstance(self.task.loss, str) else resolve(job, self.task.loss)
+        self._by_hand = self._perceptron(shapes)
+
+    def _lay_out(self, channels_last: bool) -> None:
+        """Makes the module's tensors views of the flat vectors; kernels of convolutions with channels innermost."""
+        at = 0
+        for tensor in self._tensors.values():
+            part = slice(at, at := at + tensor.numel())
+            inner = channels_last and tensor.ndim == 4
+            tensor.data = _view(self.flat[part], tensor.shape, inner)
+            if tensor.requires_grad:
+                tensor.grad = _view(self._gradient[part], tensor.shape, inner)
+        self._kernels = [each for each in self._tensors.values() if channels_last and each.ndim == 4]
+
+    def _perceptron(self, shapes: Shapes) -> tuple[Perceptron, Layers, Layers] | None:
+        """Of declarative nets and losses, which need no autograd: it, its weights and its gradient."""
+        model, loss = self.task.model, self.task.loss
+        if isinstance(model, Code) or not isinstance(loss, str):
+            return None
+        sides = list(shapes.values())
+        weights, gradient = cut(self._trained, sides), cut(self._gradient, sides)
+        return Perceptron(weights, getattr(model, "activation", "relu"), loss), weights, gradient
 
     def load(self, flat: Flat) -> None:
-        self.flat.copy_(torch.from_numpy(np.ascontiguousarray(flat, np.float32)))
+        broadcast = torch.from_numpy(np.ascontiguousarray(flat, np.float32))
+        self.flat.copy_(broadcast)
+        for kernel in self._kernels:
+            at = kernel.storage_offset()
+            kernel.data.copy_(broadcast[at : at + kernel.numel()].view(kernel.shape))
+
+    def _weights(self) -> Flat:
+        """A copy of the weights in the broadcast's order."""
+        flat = self.flat.clone()
+        for kernel in self._kernels:
+            at = kernel.storage_offset()
+            flat[at : at + kernel.numel()].view(kernel.shape).copy_(kernel.data)
+        return flat.numpy()
 
     def train(self, flat: Flat, rows: Rows, seed: int, round_: int) -> tuple[Flat, float]:
         """Local training from the broadcast.
@@ -141,41 +192,101 @@ class TorchModel:
         Returns: delta (local minus broadcast) float32[d]; the mean training loss over all rows seen.
         Raises: TaskError: the job's code raises.
         """
-        with one_thread(seed):
-            self.load(flat)
-            x, y = torch.from_numpy(rows.x), self._targets(rows)
-            self.module.train()
-            gradient = self.trained.grad
-            assert gradient is not None
-            optimizer = self._optimizer()
-            total, seen = torch.zeros(()), 0
-            with users_code(self.job, f"round {round_}"):
-                for batch in self._batches(len(rows), seed):
-                    gradient.zero_()
-                    loss = self._batch_loss(x[batch], y[batch])
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    total += loss.detach() * len(batch)
-                    seen += len(batch)
-            return self.flat.numpy() - flat, float(total) / max(seen, 1)
+        learn = self._learn_by_hand if self._by_hand else self._learn
+        with one_thread(None if self._by_hand else seed):
+            total, seen = learn(flat, rows, seed, round_)
+            delta = self._weights()
+        delta -= flat
+        return delta, float(total) / max(seen, 1)
 
-    def _batches(self, rows: int, seed: int) -> Iterator[torch.Tensor]:
-        """Shuffled minibatches: whole epochs, or as many steps as the task says, reshuffled when rows run out."""
-        rng, size = np.random.default_rng(seed), self.task.batch_size
-        steps = self.task.steps or (self.task.epochs or 1) * -(-rows // size)
+    def _learn(self, flat: Flat, rows: Rows, seed: int, round_: int) -> tuple[torch.Tensor, int]:
+        """Returns: the sum of all rows' losses as they were seen, and how many were."""
+        x = self._inputs(rows.x)
+        self.load(flat)
+        for counter, initial in self._counters:  # they are local: a site's do not reach the next
+            counter.copy_(initial)
+        self.module.train()
+        optimizer = descent(self.task.optimizer, self._trained, self._gradient)
+        total, seen = torch.zeros(()), 0
+        with users_code(self.job, f"round {round_}"):
+            for part, y in self._batches(x, self._targets(rows), seed):
+                self._gradient.zero_()
+                loss = self._batch_loss(part, y) if len(y) > 1 or not self._normalizes else self._lone(part, y)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total.add_(loss.detach(), alpha=len(y))
+                seen += len(y)
+        return total, seen
+
+    @torch.inference_mode()
+    def _learn_by_hand(self, flat: Flat, rows: Rows, seed: int, round_: int) -> tuple[torch.Tensor, int]:
+        """The same without autograd. Plain SGD adds each product that is a gradient to the weights at once."""
+        assert self._by_hand is not None
+        perceptron, weights, gradient = self._by_hand
+        self.load(flat)
+        spec = self.task.optimizer
+        at_once = isinstance(spec, SGD) and not spec.momentum and not spec.weight_decay
+        optimizer = None if at_once else descent(spec, self._trained, self._gradient)
+        into, beta, alpha = (weights, 1.0, -spec.lr) if at_once else (gradient, 0.0, 1.0)
+        total, seen = torch.zeros(()), 0
+        for x, y in self._batches(torch.from_numpy(rows.x), self._wide_targets(rows), seed):
+            loss = perceptron.back_propagate(x, y, into, beta=beta, alpha=alpha, share=1.0 / len(y))
+            if optimizer:
+                optimizer.step()
+            total.add_(loss, alpha=len(y))
+            seen += len(y)
+        return total, seen
+
+    def _batches(self, x: torch.Tensor, y: torch.Tensor, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Shuffled minibatches: whole epochs, or as many steps as the task says, reshuffled when rows run out.
+
+        An epoch's rows are gathered at once; its batches are views of them.
+        """
+        rng, size, rows = np.random.default_rng(seed), self.task.batch_size, len(y)
+        bounds = [*range(0, rows, size), rows]
+        if self._normalizes and rows > size and rows % size == 1:
+            del bounds[-2]  # the last row joins the batch before: alone it has no deviation to divide by
+        steps = self.task.steps or (self.task.epochs or 1) * (len(bounds) - 1)
         while steps > 0:
             order = torch.from_numpy(rng.permutation(rows))
-            for batch in torch.split(order, size)[:steps]:
+            shuffled, labels = x[order], y[order]
+            for start, stop in list(itertools.pairwise(bounds))[:steps]:
                 steps -= 1
-                yield batch
+                yield shuffled[start:stop], labels[start:stop]
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        chosen = self.task.optimizer
-        if isinstance(chosen, Adam):
-            return torch.optim.Adam([self.trained], lr=chosen.lr, foreach=False)
-        return torch.optim.SGD(
-            [self.trained], chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay, foreach=False
-        )
+    def _inputs(self, x: Inputs) -> torch.Tensor:
+        """Examples as a tensor; images with channels innermost where the model can do with that.
+
+        That order is a matter of speed alone: torch's convolutions and poolings run up to twice as fast in it.
+        """
+        found = torch.from_numpy(x)
+        if found.ndim != 4 or self._channels_last is False:
+            return found
+        inner = found.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        if self._channels_last is None:
+            self._channels_last = self._bears_channels_last(inner)
+        return inner if self._channels_last else found
+
+    def _bears_channels_last(self, x: torch.Tensor) -> bool:
+        """Tries it, for a `view` in the model's code may need the usual order; lays the tensors out accordingly."""
+        if not any(tensor.ndim == 4 for tensor in self._tensors.values()):
+            return False
+        self._lay_out(channels_last=True)
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                self.module(x[:2])
+        except Exception:  # whatever else is wrong with the model shows again in the usual order
+            self._lay_out(channels_last=False)
+            return False
+        return True
+
+    def _wide_targets(self, rows: Rows) -> torch.Tensor:
+        """float32[rows, outputs]: a column, or one-hot."""
+        y = self._targets(rows)
+        if self.task.loss == "cross_entropy":
+            return functional.one_hot(y, self.job.outputs).float()
+        return y.unsqueeze(1)
 
     def _targets(self, rows: Rows) -> torch.Tensor:
         classes = self.job.kind == "multiclass" or self.task.loss == "cross_entropy"
@@ -186,6 +297,16 @@ class TorchModel:
             value: torch.Tensor = self.loss(self.module, {"x": x, "y": y})
             return value
         return self._named_loss(self.module(x), y, "mean")
+
+    def _lone(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch of one row, where there is BatchNorm."""
+        try:
+            return self._batch_loss(x, y)
+        except ValueError as fault:
+            raise TaskError(
+                "the model's BatchNorm takes two rows at least, a batch has one.",
+                mend="Larger batches, nn.GroupNorm instead, or leave out sites with one row.",
+            ) from fault
 
     def _named_loss(self, output: torch.Tensor, y: torch.Tensor, reduction: str) -> torch.Tensor:
         """The mean loss, or with reduction "none" each row's."""
@@ -209,10 +330,11 @@ class TorchModel:
     def _forward(self, flat: Flat, x: Inputs, y: torch.Tensor | None) -> Predictions:
         scores, losses = [], []
         with one_thread(self.job.seed), torch.no_grad(), users_code(self.job, "evaluating the model"):
+            self._inputs(x[:2])  # settles the layout before the weights are loaded
             self.load(flat)
             self.module.eval()
             for at in range(0, len(x), EVALUATED_AT_ONCE):
-                part = torch.from_numpy(x[at : at + EVALUATED_AT_ONCE])
+                part = self._inputs(x[at : at + EVALUATED_AT_ONCE])
                 output = self.module(part)
                 scores.append(self._scores(output))
                 if y is not None:
