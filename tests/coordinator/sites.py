@@ -34,7 +34,6 @@ def table(seed: int, rows: int = 40) -> pd.DataFrame:
 def job(rounds: int = 2, **changes: Any) -> cl.Job:
     settings: dict[str, Any] = {
         "data": cl.Table("heart", target="ill", classes=2),
-        "prepare": [cl.Standardize()],
         "task": cl.Torch(model=cl.nets.Linear(), loss="bce", optimizer=cl.SGD(lr=0.5), batch_size=16),
         "algorithm": cl.FedAvg(rounds=rounds),
     }
@@ -72,13 +71,28 @@ class MiniSite:
         self._roster = await self.member.roster()
         async with await self.member.client(patience_seconds=30.0) as client:
             await client.catalogue({"heart": schema(self.frame)})
-            after = 0
-            while True:
-                for envelope in await client.poll(after, hold_seconds=20):
-                    after = envelope.seq
-                    if envelope.type == "done":
-                        return
-                    await self._guarded(client, envelope)
+            mail: asyncio.Queue[Envelope] = asyncio.Queue()
+            working = asyncio.create_task(self._work(client, mail))
+            polling = asyncio.create_task(self._poll(client, mail))  # also while it trains: so the site is there
+            try:
+                await asyncio.wait({working, polling}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (working, polling):
+                    task.cancel()
+            for fault in await asyncio.gather(working, polling, return_exceptions=True):
+                if isinstance(fault, Exception):
+                    raise fault
+
+    async def _poll(self, client: CoordinatorClient, mail: asyncio.Queue[Envelope]) -> None:
+        after = 0
+        while True:
+            for envelope in await client.poll(after, hold_seconds=20):
+                after = envelope.seq
+                mail.put_nowait(envelope)
+
+    async def _work(self, client: CoordinatorClient, mail: asyncio.Queue[Envelope]) -> None:
+        while (envelope := await mail.get()).type != "done":
+            await self._guarded(client, envelope)
 
     async def _guarded(self, client: CoordinatorClient, envelope: Envelope) -> None:
         try:

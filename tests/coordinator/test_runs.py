@@ -67,10 +67,10 @@ def found(federation: Federation, sites: tuple[str, ...] = SITES, **settings: An
 
 
 def test_a_run_gives_the_model_of_the_simulation(federation: Federation) -> None:
-    sites = found(federation)
-    result, state, events = play(federation, sites, lambda analyst: whole_run(analyst, job()))
+    sites, what = found(federation), job(prepare=[cl.Standardize()])
+    result, state, events = play(federation, sites, lambda analyst: whole_run(analyst, what))
     assert result["status"] == "done"
-    simulated = cl.simulate(job(), {site.member.id: site.frame for site in sites})
+    simulated = cl.simulate(what, {site.member.id: site.frame for site in sites})
     np.testing.assert_array_equal(state.tensors["model"], simulated.state.tensors["model"])
     rounds = [event for event in events if event["event"] == "round"]
     assert len(rounds) == len(result["receipts"])

@@ -160,10 +160,11 @@ def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
 def test_a_full_disk_under_the_blobs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = BlobFolder(tmp_path)
 
-    def full(handle: int) -> None:
+    def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(StorageFull):
         blobs.put(b"abc")
     with pytest.raises(StorageFull):

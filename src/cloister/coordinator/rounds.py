@@ -64,6 +64,8 @@ class OpenRound:
         for kind, site, data in transcript:
             if kind == "close":
                 server.close()
+            elif kind == "gone":
+                self.gone.add(site)
             else:
                 server.receive(site, data)
         self._headers = {site: masked_header(data) for site, data in uploads.items()}
@@ -159,16 +161,15 @@ class OpenRound:
                     length += len(chunk)
         return builder.root(), length
 
-    def drop(self, site: str) -> None:
-        """The site will not answer any more in this round."""
-        self.gone.add(site)
-        self._hub.signals.notify([f"run/{self.run}"])
+    def drop(self, tx: Tx, site: str) -> None:
+        """The site will not answer any more in this round: it refused, or lost its secrets."""
+        if site in self.plan.sites:
+            tx.append(self.run, self.number, "gone", site, b"")
+            self.gone.add(site)
 
-    def restarted(self, site: str) -> None:
-        """The site's agent began anew: its secrets of this round are lost, unless it had not begun it."""
-        begun = self.server.phase is not Phase.KEYS or site in self.server.answered()
-        if begun and site in self.plan.sites:
-            self.drop(site)
+    def has_begun(self, site: str) -> bool:
+        """Whether the site holds secrets of this round, which its agent loses when it ends."""
+        return self.server.phase is not Phase.KEYS or site in self.server.answered()
 
     # the driving
 

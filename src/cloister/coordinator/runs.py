@@ -160,11 +160,11 @@ class Runs:
             if refusal.scope == "run":
                 tx.refuse_run(envelope.run, envelope.sender, refusal.model_dump_json())
             tx.add_event(envelope.run, {"event": "refused", "round": envelope.round, **body})
+            for (id, number), round in self.rounds.items():
+                if id == envelope.run and (number == envelope.round or refusal.scope == "run"):
+                    round.drop(tx, envelope.sender)
 
         self._hub.store.run_tx("refuse", write)
-        for (id, number), round in self.rounds.items():
-            if id == envelope.run and (number == envelope.round or refusal.scope == "run"):
-                round.drop(envelope.sender)
 
     def catalogue(self, envelope: Envelope) -> None:
         """A site's agent began, and says what it offers."""
@@ -174,10 +174,11 @@ class Runs:
             tx.accept_number(envelope.sender, envelope.seq)
             tx.set_catalogue(envelope.sender, envelope.body)
             tx.touched.add("catalogue")
+            for round in self.rounds.values():
+                if round.has_begun(envelope.sender):
+                    round.drop(tx, envelope.sender)
 
         self._hub.store.run_tx("catalogue", write)
-        for round in self.rounds.values():
-            round.restarted(envelope.sender)
 
     def round_of(self, envelope: Envelope) -> OpenRound:
         """Raises: RoundVoid: the round is over."""

@@ -113,7 +113,8 @@ round = Table(
     Column("started", Float, nullable=False),
 )
 
-# what the seal machine of a round was told, in order: kind is "message" or "close"; replayed after a crash
+# what happened in a round, in order: kind is "message" or "close" (told to the seal machine) or "gone" (a site will
+# not answer any more); replayed after a crash
 transcript = Table(
     "transcript",
     metadata,
