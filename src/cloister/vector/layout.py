@@ -24,7 +24,10 @@ from cloister.vector.errors import BoundError, LayoutError
 
 BITS = (16, 20, 24, 32, 64)
 WIDE_DIGITS = 50  # binary digits that a `wide` coordinate carries: under float64's 53, so the sums stay exact
-CHUNK = 1 << 18  # coordinates encoded at a time: the float64 scratch of one chunk stays in cache
+CHUNK = 1 << 15  # coordinates encoded at a time: the float64 scratch of one chunk stays in cache
+# x + ROUND has round_half_even(x) in its lowest mantissa bits, for |x| < 2**51: one addition instead of rint and cast
+ROUND = 1.5 * 2.0**52
+ROUND_BITS = int(np.float64(ROUND).view(np.int64))
 
 Words = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
@@ -217,20 +220,38 @@ class FixedPoint:
             raise LayoutError(f"block {name!r} has shape {array.shape}, not {block.shape}")
         if array.dtype.kind not in "fiub":
             raise LayoutError(f"block {name!r} has dtype {array.dtype}, which is no real number")
-        flat = array.reshape(-1)
         scale = math.ldexp(weight if block.weighted else 1.0, slot.exponent)
+        if not block.shape:
+            return self._put_number(words, slot, float(array), scale)
+        flat = array.reshape(-1)
         for at in range(0, block.size, CHUNK):
-            part = flat[at : at + CHUNK].astype(np.float64)
+            part = flat[at : at + CHUNK]
             largest = max(float(part.max()), -float(part.min()))
             if not math.isfinite(largest):
                 raise LayoutError(f"block {name!r} holds NaN or infinity")
+            scaled = part.astype(np.float64)
             if largest > block.bound:
-                clipped += int(np.count_nonzero(np.abs(part) > block.bound))
-                np.clip(part, -block.bound, block.bound, out=part)
-            part *= scale
-            np.rint(part, out=part)
-            self._store(slot, at, part.astype(np.int64), words)
+                clipped += int(np.count_nonzero(np.abs(scaled) > block.bound))
+                np.clip(scaled, -block.bound, block.bound, out=scaled)
+            scaled *= scale
+            scaled += ROUND
+            integers = scaled.view(np.int64)
+            integers -= ROUND_BITS
+            self._store(slot, at, integers, words)
         return clipped
+
+    def _put_number(self, words: Words, slot: _Slot, value: float, scale: float) -> int:
+        """The same for a scalar, without arrays: an answer has a dozen of them."""
+        bound = slot.block.bound
+        if not math.isfinite(value):
+            raise LayoutError(f"block {slot.block.name!r} holds NaN or infinity")
+        integer = round(min(max(value, -bound), bound) * scale)  # Python rounds half to even as well
+        for limb in range(slot.limbs):
+            last = limb == slot.limbs - 1
+            digits = integer if last else integer & ((1 << self._limb_bits) - 1)
+            words[slot.start + limb] = digits & ((1 << self.bits) - 1)
+            integer >>= self._limb_bits
+        return int(abs(value) > bound)
 
     def _store(self, slot: _Slot, at: int, integers: npt.NDArray[np.int64], words: Words) -> None:
         size, mask = slot.block.size, (1 << self._limb_bits) - 1
@@ -239,7 +260,7 @@ class FixedPoint:
             digits = integers if last else integers & mask
             start = slot.start + limb * size + at
             # C-style wrap of a negative integer is its residue mod 2**32 or 2**64: what the sum needs
-            words[start : start + integers.size] = digits.astype(self.dtype)
+            words[start : start + integers.size] = digits
             integers = integers >> self._limb_bits
         if self.bits < 32:
             words[slot.start : slot.stop] &= self.dtype.type((1 << self.bits) - 1)
