@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.simulation import skewed
-from cloister.vector.errors import UsageError
+from cloister.simulation import shards, skewed
+from cloister.simulation.partition import cut
+from cloister.vector.errors import DataError, UsageError
 
 
 @given(st.integers(1, 40), st.integers(0, 400), st.integers(1, 6), st.integers(0, 2**32))
@@ -55,3 +56,82 @@ def test_a_target_of_numbers_and_one_with_missing_labels_can_be_cut():
 def test_more_sites_than_rows_is_refused(sites, rows):
     with pytest.raises(UsageError):
         skewed(pd.Series(np.zeros(rows)), sites, 0)
+
+
+LABELS = pd.Series(np.arange(1000) % 10)
+
+
+@pytest.mark.parametrize("partition", ["skewed", "iid", "dirichlet:0.3", "shards:2", "sizes:0.5"])
+def test_every_partition_deals_each_row_once_and_follows_the_seed(partition):
+    parts = cut(partition, LABELS, 7, seed=1)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
+    assert min(map(len, parts)) >= 1
+    assert all((np.diff(part) > 0).all() for part in parts)
+    again, other = cut(partition, LABELS, 7, seed=1), cut(partition, LABELS, 7, seed=2)
+    assert all(np.array_equal(left, right) for left, right in zip(parts, again, strict=True))
+    assert not all(np.array_equal(left, right) for left, right in zip(parts, other, strict=True))
+
+
+def test_partitions_are_what_their_papers_say():
+    def labels_seen(partition: str) -> float:
+        return float(np.mean([LABELS[part].nunique() for part in cut(partition, LABELS, 10, seed=0)]))
+
+    assert labels_seen("iid") == 10
+    assert labels_seen("shards:2") <= 4  # two shards of 50 rows touch two labels, three or four where one ends
+    assert labels_seen("dirichlet:0.05") < labels_seen("dirichlet:1") < labels_seen("dirichlet:100") + 0.1
+    even = [len(part) for part in cut("iid", LABELS, 10, seed=0)]
+    assert set(even) == {100}
+    sizes = [len(part) for part in cut("sizes:0.3", LABELS, 10, seed=0)]
+    assert max(sizes) > 3 * np.median(sizes)
+
+
+@pytest.mark.parametrize(
+    ("partition", "says"),
+    [
+        ("stripes", "skewed, iid, dirichlet:ALPHA"),
+        ("iid:3", "is not known"),
+        ("dirichlet", "positive number"),
+        ("dirichlet:-1", "positive number"),
+        ("shards:1.5", "whole number"),
+        ("shards:200", "1000 rows cannot make 2000 parts"),
+        ("sizes:nan", "positive number"),
+    ],
+)
+def test_unknown_partitions_and_senseless_numbers_name_what_is_valid(partition, says):
+    with pytest.raises(UsageError) as error:
+        cut(partition, LABELS, 10, seed=0)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("partition", ["iid", "sizes:1", "dirichlet:1"])
+def test_more_clients_than_rows_are_refused(partition):
+    with pytest.raises(UsageError, match="each needs at least one"):
+        cut(partition, LABELS, 1001, seed=0)
+
+
+def test_natural_sites_are_the_values_of_a_column_that_no_model_sees():
+    frame = pd.DataFrame({"x": range(9), "y": [0, 1, 0] * 3, "ward": ["North", "South", "West"] * 3})
+    sites = shards(frame, target="y", partition="by:ward")
+    assert list(sites) == ["north", "south", "west"]
+    assert list(sites["south"].columns) == ["x", "y"]
+    assert sites["south"]["x"].tolist() == [1, 4, 7]
+    with pytest.raises(DataError, match="no column 'wing'"):
+        shards(frame, target="y", partition="by:wing")
+    with pytest.raises(UsageError, match="by the target itself"):
+        shards(frame, target="y", partition="by:y")
+
+
+def test_arrays_are_cut_as_tables_are_and_copied_out_when_asked():
+    x, y, test = np.arange(40.0).reshape(20, 2), np.arange(20) % 2, np.arange(20) >= 15
+    sites = shards((x, y, test), target=None, sites=4, partition="iid")
+    assert list(sites) == ["site-1", "site-2", "site-3", "site-4"]
+    rows = np.concatenate([sites[site].x[:, 0] / 2 for site in sites])
+    assert sorted(rows.tolist()) == list(range(20))
+    one = sites["site-2"]
+    np.testing.assert_array_equal(one.y, y[(one.x[:, 0] / 2).astype(int)])
+    np.testing.assert_array_equal(one.test, test[(one.x[:, 0] / 2).astype(int)])
+    assert sites.rows("site-2") == len(one) == 5
+    with pytest.raises(UsageError, match="no columns to cut by"):
+        shards((x, y), target=None, partition="by:ward")
+    with pytest.raises(DataError, match="the data is a DataFrame"):
+        shards(pd.DataFrame({"a": [1]}), target=None)

@@ -67,11 +67,11 @@ def check_data(job: Job, folder: Path) -> dict[str, Any]:
     from cloister import learn
     from cloister.job import Table
     from cloister.round import Program
-    from cloister.simulation import shards
+    from cloister.simulation.data import columns_of, shards_of
     from cloister.vector import FixedPoint
 
-    tables = shards(folder, target=job.data.target)
-    features = job.data.resolve({site: learn.schema(frame) for site, frame in tables.items()})
+    tables = shards_of(job, folder, None, "skewed")
+    features = columns_of(job, tables)
     for site, frame in tables.items():
         if isinstance(job.data, Table):
             learn.check(job.data, frame, site, features)

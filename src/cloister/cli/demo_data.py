@@ -26,7 +26,7 @@ def split_bundled(sites: int, seed: int) -> dict[str, pd.DataFrame]:
     """The bundled table cut into sites, with skewed label and size shares. Raises: UsageError: too few sites."""
     from cloister.simulation import shards
 
-    return shards(bundled.breast_cancer(), target=bundled.TARGET, sites=sites, seed=seed)
+    return dict(shards(bundled.breast_cancer(), target=bundled.TARGET, sites=sites, seed=seed))
 
 
 def write(frames: Mapping[str, pd.DataFrame], folder: Path) -> Tables:

@@ -104,6 +104,10 @@ class ArrayData:
         self.y = _targets(job, examples.y, site)
         self.test = held_out(job, len(examples), site) if examples.test is None else examples.test
 
+    @property
+    def size_bytes(self) -> int:
+        return self.features.nbytes + 4 * self.features.size
+
     def profile(self, query: Query) -> dict[str, Array]:
         values: dict[str, Array] = {"missing": np.zeros(0), "exponents": np.zeros((0, EXPONENTS))}
         if self._job.classes:

@@ -36,6 +36,10 @@ class TableData:
         self.y = targets(job, self.features, site)
         self.test = split(job, self.features, site)
 
+    @property
+    def size_bytes(self) -> int:
+        return 2 * int(self.features.memory_usage(deep=True).sum())
+
     def profile(self, query: Query) -> dict[str, Array]:
         kinds = self._kinds(query)
         self.warnings += [line for line in self._check(kinds) if line not in self.warnings]

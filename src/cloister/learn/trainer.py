@@ -31,6 +31,11 @@ class SiteData(Protocol):
     test: npt.NDArray[np.bool_]
     warnings: list[str]
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that is taken, prepared rows included, roughly."""
+        ...
+
     def profile(self, query: Query) -> dict[str, Array]: ...
 
     def moments(self, query: Query) -> dict[str, Array]: ...
@@ -88,6 +93,10 @@ class Trainer:
         if job.classes and len(np.unique(self.y[~self.test])) == 1:
             self.warnings.append("the training rows have one class only; the site takes part nevertheless.")
         self._prepared: tuple[bytes, Rows, Rows] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return self.data.size_bytes
 
     def answer(self, query: Query) -> Answer:
         """The site's answer: an array for each block of the query's layout.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ POOLED = "pooled"
 
 
 def compare(
-    job: Job, tables: Mapping[str, pd.DataFrame], state: State, say: Callable[[str], None] = lambda line: None
+    job: Job, tables: Mapping[str, Any], state: State, say: Callable[[str], None] = lambda line: None
 ) -> Comparison:
     """Measures a federated model against each site's own and the pooled one, on the union of all test rows.
 

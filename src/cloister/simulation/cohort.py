@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from cloister.job import Job
-from cloister.round import choose_cohort, contribute
+from cloister.round import choose_cohort
 from cloister.seal.threshold import threshold
 from cloister.simulation.engine import Engine
 from cloister.simulation.sealing import Seal, Sum
-from cloister.vector import Answer, FixedPoint, Query, State, Total, canonical, digest, open_total
+from cloister.vector import FixedPoint, Query, State, Total, canonical, digest, open_total
 from cloister.vector.errors import DataError, RoundVoid, TaskError, UsageError
 
 Dropouts = float | Mapping[int, Collection[str]]
@@ -66,18 +66,15 @@ class LocalCohort:
         faults: dict[str, TaskError | DataError] = {}
         survivors: list[str] = []
         sealing = time.perf_counter() - began
-        for site, outcome in self._engine.answers(query, present):
-            try:
-                if not isinstance(outcome, Answer):
-                    raise outcome
-                words = contribute(outcome, query, coder)
-            except (TaskError, DataError) as fault:
-                faults[site] = self._refused(fault, site, query)
+        for part in self._engine.parts(query, coder, present, apart=self._seal.apart):
+            if part.words is None:
+                assert part.fault is not None, "a part without words says why"
+                faults[part.sites[0]] = self._refused(part.fault, part.sites[0], query)
                 continue
             started = time.perf_counter()
-            round_.add(site, words)
+            round_.add(part.sites, part.words)
             sealing += time.perf_counter() - started
-            survivors.append(site)
+            survivors += part.sites
         self._require(len(survivors), sites, faults, query)
         started = time.perf_counter()
         words = round_.open()

@@ -1,53 +1,126 @@
-"""From what an analyst has at hand to one table for each site.
+"""From what an analyst has at hand to one site's data for each site.
 
-A folder with one CSV per site, a dict of tables, one table (a file, a DataFrame, or X and y) that is cut into sites.
+A folder with one file per site, a mapping of site to data, or one table (a file, a DataFrame, or X and y) or pair of
+arrays that is cut into sites. What a mapping holds is looked up when a site is asked, and not kept: one that makes
+its values as they are asked for can stand for any number of clients.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from cloister.learn import read_table
-from cloister.simulation.partition import skewed
+from cloister.job import Arrays, Job, Table
+from cloister.learn import Examples, read_data, read_table, schema
+from cloister.learn.arrays import SUFFIX, read_arrays
+from cloister.simulation.partition import cut
 from cloister.vector.errors import DataError, UsageError
 
-Shards = dict[str, pd.DataFrame]
+Shards = Mapping[str, Any]
 FEWEST_SITES = 3  # with two, each would learn the other's part by subtracting its own from the sum
 DEFAULT_SITES = 5
-SUFFIXES = (".csv",)
+SUFFIXES = (".csv", SUFFIX)
 
 
-def shards(data: Any, *, target: str, sites: int | None = None, seed: int = 0) -> Shards:
-    """One table for each site, in the order of their names.
+def shards(
+    data: Any, *, target: str | None, sites: int | None = None, seed: int = 0, partition: str = "skewed"
+) -> Shards:
+    """The data of each site, in the order of their names.
 
     Args:
-      data: a folder (one CSV per site, named after it), a mapping of site to table, or one table that is cut into
-        `sites` parts: the path of a CSV, a DataFrame, or a pair (X, y).
-      target: the job's target column; label shares are skewed over it where one table is cut.
+      data: a folder (one .csv or .npz file per site, named after it), a mapping of site to table (or to arrays),
+        or one table or pair of arrays that is cut into `sites` parts: the path of a file, a DataFrame, or (X, y);
+        arrays may come as (x, y, test).
+      target: the job's target column; None where the contract is of arrays.
       sites: how many parts (default 5); given with a folder or a mapping, it must agree with them.
-    Raises: DataError: no or empty tables, or fewer than three. UsageError: `data` or `sites` makes no sense.
+      partition: how one table is cut, see `partition.py`.
+    Raises: DataError: no or empty tables, or fewer than three. UsageError: an argument makes no sense.
     """
     if isinstance(data, str | Path):
         path = Path(data)
-        if path.is_file():
-            return _cut(read_table(path), target, sites, seed)
-        return _checked(_folder(path), sites)
-    if isinstance(data, pd.DataFrame):
-        return _cut(data, target, sites, seed)
-    if isinstance(data, tuple) and len(data) == 2:
-        return _cut(_joined(*data, target), target, sites, seed)
+        if not path.is_file():
+            return _checked(_folder(path), sites)
+        data = read_table(path) if target is not None else read_arrays(path)
     if isinstance(data, Mapping):
-        return _checked(_named(data), sites)
+        return _checked(_named(data, target), sites)
+    if target is None:
+        return _cut_arrays(Examples.of(data), sites, seed, partition)
+    if isinstance(data, tuple) and len(data) == 2:
+        data = _joined(*data, target)
+    if isinstance(data, pd.DataFrame):
+        return _cut_table(data, target, sites, seed, partition)
     raise UsageError(
         f"data is a {type(data).__name__}.",
-        mend="Give a folder of CSVs, a dict of site to DataFrame, one DataFrame, the path of a CSV, or (X, y).",
+        mend="Give a folder with a file per site, a mapping of site to data, a DataFrame, a file's path, or (X, y).",
     )
+
+
+def shards_of(job: Job, data: Any, sites: int | None, partition: str) -> Shards:
+    """What `shards` gives for a job's contract and seed."""
+    target = job.data.target if isinstance(job.data, Table) else None
+    return shards(data, target=target, sites=sites, seed=job.seed, partition=partition)
+
+
+def columns_of(job: Job, data: Shards) -> dict[str, Any]:
+    """The feature columns that all sites have, with their types; reads each table once. Raises DataError."""
+    if isinstance(job.data, Arrays):
+        return {}  # each site's arrays are checked when they are first asked
+    same: dict[tuple[Any, ...], dict[str, str]] = {}  # sites of one schema share one dictionary
+    schemas = {}
+    for site in data:
+        found = schema(data[site])
+        schemas[site] = same.setdefault(tuple(found.items()), found)
+    return dict(job.data.resolve(schemas))
+
+
+class Renamed(Mapping[str, Any]):
+    """A mapping under site ids, read when it is asked.
+
+    Attributes: rows: how many a site has, without reading it, where the mapping can say that.
+    """
+
+    def __init__(self, data: Mapping[Any, Any], keys: Mapping[str, Any]) -> None:
+        self._data, self._keys = data, keys
+        if hasattr(data, "rows"):
+            self.rows = lambda site: data.rows(keys[site])
+
+    def __getitem__(self, site: str) -> Any:
+        return self._data[self._keys[site]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class Parts(Mapping[str, Examples]):
+    """One pair of arrays, cut into sites: a site's rows are copied out when it is asked."""
+
+    def __init__(self, whole: Examples, parts: list[npt.NDArray[np.int64]]) -> None:
+        self._whole, self._order = whole, np.concatenate(parts)
+        self._ends = np.cumsum([0, *map(len, parts)])
+        self._place = {f"site-{number}": number for number in range(1, len(parts) + 1)}
+
+    def __getitem__(self, site: str) -> Examples:
+        rows = self._order[self._ends[self._place[site] - 1] : self._ends[self._place[site]]]
+        whole = self._whole
+        return Examples(whole.x[rows], whole.y[rows], None if whole.test is None else whole.test[rows])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def rows(self, site: str) -> int:
+        return int(self._ends[self._place[site]] - self._ends[self._place[site] - 1])
 
 
 def _folder(folder: Path) -> Shards:
@@ -55,29 +128,38 @@ def _folder(folder: Path) -> Shards:
         raise DataError(f"the folder {folder} does not exist.", mend="Give a folder that holds one CSV per site.")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
-        raise DataError(f"the folder {folder} holds no CSV file.", mend="Put one CSV per site into it.")
-    return _named({path.stem: _read(path, site_id(path.stem)) for path in files})
+        raise DataError(f"the folder {folder} holds no CSV file.", mend="Put one CSV (or .npz) per site into it.")
+    keys = _keys(path.stem for path in files)
+    return {site: _read(path, site) for site, path in sorted(zip(keys, files, strict=True))}
 
 
-def _read(path: Path, site: str) -> pd.DataFrame:
+def _read(path: Path, site: str) -> Any:
     try:
-        return read_table(path)
+        return read_data(path)
     except DataError as fault:
         fault.site = site
         raise
 
 
-def _named(tables: Mapping[Any, Any]) -> Shards:
-    """Tables by site id: lower case, since a roster names its sites so. Raises DataError: two of one name."""
-    found: Shards = {}
-    for name, table in tables.items():
+def _named(data: Mapping[Any, Any], target: str | None) -> Shards:
+    """By site id: lower case, since a roster names its sites so. Raises DataError: two of one name."""
+    keys = _keys(data)
+    if target is None or not isinstance(data, dict):
+        return Renamed(data, dict(sorted(keys.items())))
+    for name, table in data.items():
         if not isinstance(table, pd.DataFrame):
             raise UsageError(f"site {name!r} has a {type(table).__name__}.", mend="Give a pandas DataFrame per site.")
+    return {site: data[key].reset_index(drop=True) for site, key in sorted(keys.items())}
+
+
+def _keys(names: Any) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for name in names:
         site = site_id(str(name))
-        if site in found:
+        if site in keys:
             raise DataError(f"two tables are both of site {site!r}.", mend="Rename one of them.")
-        found[site] = table.reset_index(drop=True)
-    return dict(sorted(found.items()))
+        keys[site] = name
+    return keys
 
 
 def site_id(name: str) -> str:
@@ -94,9 +176,10 @@ def _checked(tables: Shards, sites: int | None) -> Shards:
             "with two, each learns the other's part by subtracting its own.",
             mend="Add a site's table, or give one table and sites=N to have it cut.",
         )
-    for site, table in tables.items():
-        if table.empty:
-            raise DataError("the table has no rows.", mend="Add its rows, or leave the site out.", site=site)
+    if isinstance(tables, dict):
+        for site, table in tables.items():
+            if len(table) == 0:
+                raise DataError("the table has no rows.", mend="Add its rows, or leave the site out.", site=site)
     return tables
 
 
@@ -113,7 +196,7 @@ def _joined(x: Any, y: Any, target: str) -> pd.DataFrame:
     return features.reset_index(drop=True).assign(**{target: labels})
 
 
-def _cut(table: pd.DataFrame, target: str, sites: int | None, seed: int) -> Shards:
+def _count(sites: int | None) -> int:
     count = DEFAULT_SITES if sites is None else sites
     if count < FEWEST_SITES:
         raise UsageError(
@@ -121,11 +204,39 @@ def _cut(table: pd.DataFrame, target: str, sites: int | None, seed: int) -> Shar
             "with two, each learns the other's part by subtracting its own.",
             mend=f"Use sites={FEWEST_SITES} or more.",
         )
+    return count
+
+
+def _cut_table(table: pd.DataFrame, target: str, sites: int | None, seed: int, partition: str) -> Shards:
     if table.empty:
         raise DataError("the table has no rows.", mend="Check the file.")
+    kind, _, column = partition.partition(":")
+    if kind == "by":
+        return _checked(_by_column(table, target, column), sites)
+    count = _count(sites)
     if target not in table.columns:
-        raise DataError(
-            f"the table has no column {target!r}.", mend=f"Its columns are: {', '.join(map(str, table.columns))}."
-        )
-    parts = skewed(table[target], count, seed)
+        raise _no_column(table, target)
+    parts = cut(partition, table[target], count, seed)
     return {f"site-{number}": table.iloc[rows].reset_index(drop=True) for number, rows in enumerate(parts, 1)}
+
+
+def _by_column(table: pd.DataFrame, target: str, column: str) -> Shards:
+    """One site for each value of a column. The column says whose a row is, so no model may see it."""
+    if column not in table.columns:
+        raise _no_column(table, column)
+    if column == target:
+        raise UsageError(f"partition='by:{column}' would cut by the target itself.", mend="Use shards:1.")
+    return _named({value: part.drop(columns=column) for value, part in table.groupby(column)}, target)
+
+
+def _no_column(table: pd.DataFrame, name: str) -> DataError:
+    columns = ", ".join(map(str, table.columns))
+    return DataError(f"the table has no column {name!r}.", mend=f"Its columns are: {columns}.")
+
+
+def _cut_arrays(whole: Examples, sites: int | None, seed: int, partition: str) -> Shards:
+    if partition.startswith("by:"):
+        raise UsageError("arrays have no columns to cut by.", mend="Give a mapping of site to (x, y).")
+    if not len(whole):
+        raise DataError("the arrays have no row.", mend="Check the file.")
+    return Parts(whole, cut(partition, pd.Series(whole.y), _count(sites), seed))

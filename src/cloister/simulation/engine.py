@@ -1,49 +1,157 @@
-"""Engines: who computes the sites' answers, and where.
+"""Engines: who computes the sites' contributions, and where.
 
-An engine yields answers in any order as they come; the sum is of integers, so no order and no number of processes can
-change it. `SerialEngine` is one thread of this process; pools, batches and clusters belong beside it.
+    serial      one site after the other, in this process
+    processes   the same on every core: `processes.py`
+    batched     many sites at once, for small nets: `batched.py`
+    auto        processes where they pay, else serial
+
+Contributions are integers, so neither their order nor the number of processes can change a sum. An engine hands over
+sums of them as they come and keeps nothing of a site, except the prepared data of a limited number of sites.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import pandas as pd
+import numpy as np
 
 from cloister.job import Job
-from cloister.learn import Trainer
-from cloister.vector import Answer, Query
-from cloister.vector.errors import DataError, TaskError
+from cloister.learn import Trainer, Workshop
+from cloister.round import contribute
+from cloister.vector import Answer, FixedPoint, Query
+from cloister.vector.errors import DataError, TaskError, UsageError
+from cloister.vector.layout import Words
 
-Outcome = Answer | TaskError | DataError
+ENGINES = ("auto", "serial", "processes", "batched")
+SLOW_SECONDS = 0.1  # a round of training: starting processes takes about as long
+MOST_KEPT = 1024  # sites whose prepared data stay in memory from one round to the next ...
+MOST_KEPT_BYTES = 1 << 28  # ... together no more than this
+
+
+@dataclass(frozen=True)
+class Part:
+    """What an engine hands over: the sum of some sites' contributions, or why one site has none."""
+
+    sites: Sequence[str]
+    words: Words | None
+    fault: TaskError | DataError | None = None
 
 
 class Engine(Protocol):
-    def answers(self, query: Query, sites: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
-        """Each site's answer, or why it has none; one pair for each of `sites`."""
+    def parts(self, query: Query, coder: FixedPoint, sites: Sequence[str], *, apart: bool) -> Iterator[Part]:
+        """All contributions to one sum; each site is in one part.
+
+        Args: apart: a part holds one site, as a seal that masks needs it; else as many as can be.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends whatever the engine started."""
         ...
 
 
 class SerialEngine:
-    """One site after the other. A site's trainer (its prepared table) is made at its first question, and kept."""
+    """One site after the other, in this thread. The first sites' trainers are kept, up to a limit."""
 
-    def __init__(self, job: Job, tables: Mapping[str, pd.DataFrame]) -> None:
-        self._job, self._tables = job, tables
-        self._trainers: dict[str, Trainer] = {}
+    def __init__(self, job: Job, data: Mapping[str, Any]) -> None:
+        self.job, self.data, self._workshop = job, data, Workshop(job)
+        self._kept: dict[str, Trainer] = {}
+        self._kept_bytes = 0
 
     @classmethod
     def of(cls, job: Job, trainers: Mapping[str, Trainer]) -> SerialEngine:
         """An engine whose trainers are made already."""
         engine = cls(job, {})
-        engine._trainers.update(trainers)
+        engine._kept.update(trainers)
         return engine
 
-    def answers(self, query: Query, sites: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
+    def parts(self, query: Query, coder: FixedPoint, sites: Sequence[str], *, apart: bool) -> Iterator[Part]:
+        total: Words = np.zeros(coder.size, coder.dtype)
+        summed: list[str] = []
+        for part in self.each(query, coder, sites):
+            if part.words is None or apart:
+                yield part
+            else:
+                total += part.words
+                summed += part.sites
+        if summed:
+            yield Part(summed, total)
+
+    def each(self, query: Query, coder: FixedPoint, sites: Sequence[str]) -> Iterator[Part]:
+        """Every site's own contribution, or why it has none."""
         for site in sites:
             try:
-                if site not in self._trainers:
-                    self._trainers[site] = Trainer(self._job, self._tables[site], site)
-                yield site, self._trainers[site].answer(query)
+                yield Part((site,), contribute(self.answer(query, site), query, coder))
             except (TaskError, DataError) as fault:
-                yield site, fault
+                yield Part((site,), None, fault)
+
+    def answer(self, query: Query, site: str) -> Answer:
+        return self.trainer(site).answer(query)
+
+    def trainer(self, site: str) -> Trainer:
+        kept = self._kept.get(site)
+        if kept is not None:
+            return kept
+        made = Trainer(self.job, self.data[site], site, self._workshop)
+        if len(self._kept) < MOST_KEPT and self._kept_bytes + made.size_bytes <= MOST_KEPT_BYTES:
+            self._kept[site] = made
+            self._kept_bytes += made.size_bytes
+        return made
+
+    def close(self) -> None:
+        pass
+
+
+class AutoEngine:
+    """Serial until a round takes longer than it takes to start processes; on every core from then on.
+
+    Nothing shows of the change: both give the same integers.
+    """
+
+    def __init__(self, serial: SerialEngine, count: int) -> None:
+        self._engine: Engine = serial
+        self._serial, self._count = serial, count
+
+    def parts(self, query: Query, coder: FixedPoint, sites: Sequence[str], *, apart: bool) -> Iterator[Part]:
+        began = time.perf_counter()
+        yield from self._engine.parts(query, coder, sites, apart=apart)
+        slow = time.perf_counter() - began > SLOW_SECONDS and query.task == "train"
+        if slow and self._engine is self._serial and self._count > 1 and len(sites) > 1:
+            self._engine = _processes(self._serial, self._count)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_engine(name: str, job: Job, data: Mapping[str, Any], processes: int | None = None) -> Engine:
+    """Args: name: one of ENGINES. processes: how many, by default one for each core.
+
+    Raises: UsageError: an unknown name, a number of processes without sense.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"engine={name!r} is not one of {', '.join(ENGINES)}.")
+    if processes is not None and (processes < 1 or name in ("serial", "batched")):
+        raise UsageError(
+            f"processes={processes} makes no sense with engine={name!r}.", mend="Use engine='processes'."
+        )
+    serial = SerialEngine(job, data)
+    if name == "processes":
+        return _processes(serial, processes or cores())
+    if name == "auto" and hasattr(os, "fork"):
+        return AutoEngine(serial, processes or cores())
+    return serial
+
+
+def _processes(serial: SerialEngine, count: int) -> Engine:
+    from cloister.simulation.processes import ProcessEngine
+
+    return ProcessEngine(serial, count)

@@ -1,14 +1,23 @@
-"""Cuts one table into sites that differ as real ones do: in size and in how often each label occurs.
+"""Cuts one table (or one pair of arrays) into sites that differ as real ones do.
 
-Label shares follow Hsu, Qi, Brown 2019, "Measuring the Effects of Non-Identical Data Distribution for Federated
-Visual Classification" (https://arxiv.org/abs/1909.06335): one Dirichlet draw for each label. Sizes are skewed by a
-second draw. Every site gets rows, every row goes to exactly one site, and the same seed gives the same cut.
+    skewed          in label and in size, as hospitals do (the default)
+    iid             in nothing: rows are dealt out at random
+    dirichlet:0.5   in label shares: Hsu, Qi, Brown 2019, "Measuring the Effects of Non-Identical Data Distribution
+                    for Federated Visual Classification" (https://arxiv.org/abs/1909.06335); smaller is more skewed
+    shards:2        in labels: rows sorted by label, cut into shards, so many to a site: McMahan 2017, section 3
+    sizes:1.0       in size alone, one Dirichlet draw: Li, Diao, Chen, He 2022, "Federated Learning on Non-IID Data
+                    Silos" (https://arxiv.org/abs/2102.02079), "quantity skew"
+    by:hospital     as they are: one site for each value of that column, which no model sees
+
+Every row goes to exactly one site, and the same seed gives the same cut. Every site has rows, but in "shards", whose
+sites are as the paper has them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from typing import Any
 
 import numpy as np
@@ -25,8 +34,86 @@ MOST_LABELS = 20  # a numeric target with more values is cut into quantiles firs
 FEWEST_ROWS = 20  # of a site, where the table has enough
 
 
+FORMS = "skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, by:COLUMN"
+
+
+def cut(partition: str, target: pd.Series[Any], sites: int, seed: int) -> list[Rows]:
+    """Row positions of each site, rising. Args: partition: one of FORMS, but not by:COLUMN. target: each row's label.
+
+    Raises: UsageError: an unknown partition, a number that makes no sense, more sites than rows.
+    """
+    name, _, number = partition.partition(":")
+    if name == "skewed" and not number:
+        return skewed(target, sites, seed)
+    if name == "iid" and not number:
+        return _dealt(np.full(sites, 1.0 / sites), len(target), sites, _generator(seed, sites))
+    if name == "dirichlet":
+        return _dirichlet(target, sites, seed, _positive(partition, number))
+    if name == "shards":
+        return _shards(target, sites, seed, _positive(partition, number))
+    if name == "sizes":
+        rng = _generator(seed, sites)
+        return _dealt(rng.dirichlet(np.full(sites, _positive(partition, number))), len(target), sites, rng)
+    raise UsageError(f"partition={partition!r} is not known.", mend=f"Use one of {FORMS}.")
+
+
+def _positive(partition: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"partition={partition!r} needs a positive number.", mend=f"Use one of {FORMS}.")
+    return value
+
+
+def _dealt(shares: npt.NDArray[np.float64], rows: int, sites: int, rng: np.random.Generator) -> list[Rows]:
+    """Rows at random, in these shares; nobody gets none."""
+    _enough(rows, sites)
+    ends = np.rint(np.cumsum(shares)[:-1] * (rows - sites)).astype(np.int64) + np.arange(1, sites)
+    return [np.sort(part) for part in np.split(rng.permutation(rows), ends)]
+
+
+def _dirichlet(target: pd.Series[Any], sites: int, seed: int, alpha: float) -> list[Rows]:
+    rng = _generator(seed, sites)
+    _enough(len(target), sites)
+    parts: list[list[int]] = [[] for _ in range(sites)]
+    labels = _labels(target)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        cuts = np.rint(np.cumsum(rng.dirichlet(np.full(sites, alpha)))[:-1] * len(rows)).astype(np.int64)
+        for part, piece in zip(parts, np.split(rows, cuts), strict=True):
+            part.extend(piece.tolist())
+    _fill(parts, 1, rng)
+    return [np.sort(np.array(part, np.int64)) for part in parts]
+
+
+def _shards(target: pd.Series[Any], sites: int, seed: int, each: float) -> list[Rows]:
+    count = int(each)
+    if count != each:
+        raise UsageError(f"partition='shards:{each:g}' needs a whole number.", mend="Two is the paper's.")
+    _enough(len(target), sites * count)
+    rng = _generator(seed, sites)
+    ordered = np.argsort(_labels(target), kind="stable")
+    shards = np.array_split(ordered, sites * count)
+    drawn = rng.permutation(sites * count).reshape(sites, count)
+    return [np.sort(np.concatenate([shards[at] for at in row])) for row in drawn]
+
+
+def _enough(rows: int, parts: int) -> None:
+    if parts > rows:
+        raise UsageError(
+            f"{rows} rows cannot make {parts} parts: each needs at least one.", mend=f"Use at most {rows} parts."
+        )
+
+
+def _generator(seed: int, sites: int) -> np.random.Generator:
+    material = hashlib.sha256(canonical([seed, sites, "partition"])).digest()
+    return np.random.default_rng(np.frombuffer(material, np.uint32))
+
+
 def skewed(target: pd.Series[Any], sites: int, seed: int, *, alpha: float = LABEL_SKEW) -> list[Rows]:
-    """Row positions of each site, rising; skewed in label and in size.
+    """Row positions of each site, rising; skewed in label and in size: one draw for each label, one for the sizes.
 
     Args:
       target: the label of every row (or a number, which is cut at its quartiles).
@@ -40,8 +127,7 @@ def skewed(target: pd.Series[Any], sites: int, seed: int, *, alpha: float = LABE
             f"{sites} sites cannot share {len(target)} rows: each needs at least one.",
             mend=f"Use at most {len(target)} sites.",
         )
-    seed_bytes = hashlib.sha256(canonical([seed, sites, "partition"])).digest()
-    rng = np.random.default_rng(np.frombuffer(seed_bytes, np.uint32))
+    rng = _generator(seed, sites)
     sizes = rng.dirichlet(np.full(sites, SIZE_SKEW))
     parts: list[list[int]] = [[] for _ in range(sites)]
     labels = _labels(target)
@@ -51,7 +137,7 @@ def skewed(target: pd.Series[Any], sites: int, seed: int, *, alpha: float = LABE
         share = rng.dirichlet(np.maximum(alpha * sites * sizes, 1e-3))
         cuts = np.rint(np.cumsum(share)[:-1] * len(rows)).astype(np.int64)
         for part, piece in zip(parts, np.split(rows, cuts), strict=True):
-            part.extend(int(row) for row in piece)
+            part.extend(piece.tolist())
     _fill(parts, min(FEWEST_ROWS, max(1, len(target) // (2 * sites))), rng)
     return [np.sort(np.array(part, np.int64)) for part in parts]
 

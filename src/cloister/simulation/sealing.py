@@ -32,7 +32,9 @@ COORDINATOR = "coordinator"
 class Sum(Protocol):
     """One round: contributions are added as they come, then the sum is opened."""
 
-    def add(self, site: str, words: Words) -> None: ...
+    def add(self, sites: Sequence[str], words: Words) -> None:
+        """Args: words: the sum of these sites' contributions."""
+        ...
 
     def open(self) -> Words: ...
 
@@ -46,13 +48,18 @@ class Sum(Protocol):
 
 
 class Seal(Protocol):
+    """Attributes: receipts: signed, in order. apart: whether each site's contribution has to come by itself."""
+
     receipts: list[bytes]
+    apart: bool
 
     def round(self, query: Query, sites: Sequence[str], coder: FixedPoint) -> Sum: ...
 
 
 class Ideal:
     """The sum itself, without masks: what a simulation needs, at the speed of an addition."""
+
+    apart = False
 
     def __init__(self) -> None:
         self.receipts: list[bytes] = []
@@ -66,7 +73,7 @@ class _IdealSum:
         self._bits = coder.bits
         self._total: Words = np.zeros(coder.size, coder.dtype)
 
-    def add(self, site: str, words: Words) -> None:
+    def add(self, sites: Sequence[str], words: Words) -> None:
         self._total += words
 
     def open(self) -> Words:
@@ -86,6 +93,8 @@ class Masks:
     Attributes: receipts: signed, in order.
     Raises: UsageError: more sites than one sealed sum carries.
     """
+
+    apart = True
 
     def __init__(self, job: Job, sites: Collection[str]) -> None:
         if len(sites) > MAX_COMPLETE:
@@ -177,7 +186,8 @@ class _MaskedSum:
             if answer is not None:
                 self._hand_over(site, answer)
 
-    def add(self, site: str, words: Words) -> None:
+    def add(self, sites: Sequence[str], words: Words) -> None:
+        (site,) = sites
         header, payload = self._clients[site].mask(words)
         masked_header(header).check(root_of(payload), len(payload))
         self._up[site] += len(payload)

@@ -8,15 +8,15 @@ from importlib import import_module
 from typing import Any
 
 from cloister.job import Job, Torch
-from cloister.learn import complete, schema
+from cloister.learn import complete
 from cloister.learn.result import Result
 from cloister.privacy import PrivacyStatement
 from cloister.round import Program, choose_cohort, run
 from cloister.seal.threshold import colluders_tolerated, threshold
 from cloister.simulation.baselines import compare
 from cloister.simulation.cohort import Dropouts, Event, LocalCohort
-from cloister.simulation.data import shards
-from cloister.simulation.engine import SerialEngine
+from cloister.simulation.data import columns_of, shards_of
+from cloister.simulation.engine import make_engine
 from cloister.simulation.sealing import Ideal, Masks, Seal
 from cloister.vector.errors import UsageError
 
@@ -29,21 +29,30 @@ def simulate(
     sites: int | None = None,
     seed: int | None = None,
     *,
+    partition: str = "skewed",
     seal: str = "ideal",
     baselines: bool = False,
     dropouts: Dropouts = 0.0,
+    engine: str = "auto",
+    processes: int | None = None,
     progress: Callable[[Event], None] | None = None,
 ) -> Result:
     """Runs a job as a federation would: the same questions, the same integers, the same model, in this process.
 
     Args:
-      data: a folder with one CSV per site, a dict of site to DataFrame, or one table to be cut into sites with
-        skewed labels and sizes: a DataFrame, a CSV's path, or (X, y).
+      data: a folder with one file per site, a mapping of site to its data, which is read when the site is asked, or
+        one table to be cut into sites: a DataFrame, a file's path, or (X, y). A contract of arrays takes (x, y) or
+        (x, y, test), and .npz files.
       sites: into how many sites one table is cut (default 5).
+      partition: how it is cut: "skewed" in labels and sizes, "iid", "dirichlet:0.5", "shards:2", "sizes:1",
+        "by:COLUMN"; see `simulation/partition.py`.
       seed: instead of the job's own: of the cut, the test rows, the initial model and the training.
       seal: "ideal" adds the integers; "masks" runs the real sealed sum. Both give the same model, bit for bit.
       baselines: also train each site alone and all rows pooled, and compare (`result.table`).
       dropouts: the chance that a site vanishes in a round, or which sites vanish in which step.
+      engine: "serial", "processes", "batched" or "auto": processes as soon as a round takes long. They give the
+        same model: bit for bit, except "batched", which rounds otherwise.
+      processes: how many; one for each core if not given.
       progress: takes the events that a federation's `watch` gives.
     Raises: DataError, JobError, UsageError: the data, the job or a setting. TaskError: training fails at too many
       sites. RoundVoid: too many dropped out.
@@ -51,8 +60,8 @@ def simulate(
     if seal not in SEALS:
         raise UsageError(f"seal={seal!r} is not one of {', '.join(SEALS)}.")
     job = complete(job if seed is None else dataclasses.replace(job, seed=seed))
-    tables = shards(data, target=job.data.target, sites=sites, seed=job.seed)
-    columns = job.data.resolve({site: schema(table) for site, table in tables.items()})
+    tables = shards_of(job, data, sites, partition)
+    columns = columns_of(job, tables)
     # a missing library is told before anything runs, and loading it is no part of a round's time
     import_module(f"cloister.learn.{'torch' if isinstance(job.task, Torch) else 'sklearn'}_task")
     events: list[Event] = []
@@ -63,9 +72,12 @@ def simulate(
             progress(event)
 
     sealing: Seal = Masks(job, tables) if seal == "masks" else Ideal()
-    engine = SerialEngine(job, tables)
-    cohort = LocalCohort(job, engine, list(tables), sealing, dropouts=dropouts, observe=observe)
-    state = run(Program(job, columns), cohort, observe=lambda state, total: cohort.settle(state))
+    computing = make_engine(engine, job, tables, processes)
+    cohort = LocalCohort(job, computing, list(tables), sealing, dropouts=dropouts, observe=observe)
+    try:
+        state = run(Program(job, columns), cohort, observe=lambda state, total: cohort.settle(state))
+    finally:
+        computing.close()
     comparison = None
     if baselines:
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))

@@ -1,0 +1,188 @@
+"""One class of tests for all engines: the same integers, whatever computes them, and whatever befalls it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import cloister as cl
+from cloister.learn import Trainer
+from cloister.simulation import shards
+from cloister.simulation.engine import AutoEngine, SerialEngine, make_engine
+from cloister.simulation.processes import ProcessEngine
+from cloister.vector import digest
+from cloister.vector.errors import TaskError, UsageError, WorkerDied
+
+EXACT = [("serial", None), ("processes", 1), ("processes", 3), ("auto", 2)]
+
+
+class Sites(Mapping[str, Any]):
+    """Clients that exist only while somebody looks at them."""
+
+    def __init__(self, count: int, rows: int = 6) -> None:
+        self.names = [f"client-{at}" for at in range(count)]
+        self._rows = rows
+
+    def __getitem__(self, site: str) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(int(site.rpartition("-")[2]))
+        x = rng.normal(size=(self.rows(site), 4)).astype(np.float32)
+        return x, (x[:, 0] > 0).astype(np.int64)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, site: str) -> int:
+        return self._rows + int(site.rpartition("-")[2]) % 5
+
+
+class Fatal(Sites):
+    """One client whose data kill the process that reads them: `times` times, counted in a file."""
+
+    def __init__(self, count: int, folder: Path, times: int) -> None:
+        super().__init__(count)
+        self._folder, self._times = folder, times
+
+    def __getitem__(self, site: str) -> tuple[np.ndarray, np.ndarray]:
+        if site == "client-3":
+            deaths = len(list(self._folder.iterdir()))
+            if deaths < self._times:
+                (self._folder / str(deaths)).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(site)
+
+
+def job(**changes: Any) -> cl.Job:
+    task = cl.Torch(cl.nets.MLP([5]), "bce", cl.SGD(0.1), batch_size=4)
+    settings: dict[str, Any] = {"algorithm": cl.FedAvg(rounds=2, cohort=0.5), "evaluate": None, **changes}
+    return cl.Job(cl.Arrays("signals", (4,), 2), task, **settings)
+
+
+@pytest.mark.parametrize(("engine", "processes"), EXACT)
+@pytest.mark.parametrize("seal", ["ideal", "masks"])
+def test_every_engine_gives_the_same_bits(whole, make_job, engine, processes, seal):
+    made = make_job(algorithm=cl.FedAvg(rounds=2, cohort=0.7))
+    expected = cl.simulate(made, whole, sites=5, engine="serial")
+    result = cl.simulate(made, whole, sites=5, seal=seal, engine=engine, processes=processes)
+    assert result.state.to_bytes() == expected.state.to_bytes()
+
+
+@pytest.mark.parametrize(("engine", "processes"), EXACT)
+def test_a_mapping_is_read_when_a_site_is_asked(engine, processes):
+    result = cl.simulate(job(), Sites(40), engine=engine, processes=processes)
+    expected = cl.simulate(job(), {site: Sites(40)[site] for site in Sites(40)}, engine="serial")
+    assert digest(result.model_bytes) == digest(expected.model_bytes)
+    assert result.history["sites"].tolist() == [40, 20, 20]
+
+
+@pytest.mark.parametrize("seal", ["ideal", "masks"])
+def test_a_killed_process_is_replaced_and_nothing_counts_twice(tmp_path, seal):
+    expected = cl.simulate(job(), Sites(20), engine="serial")
+    result = cl.simulate(job(), Fatal(20, tmp_path, times=1), seal=seal, engine="processes", processes=2)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert result.state.to_bytes() == expected.state.to_bytes()
+
+
+def test_a_site_that_kills_again_and_again_is_named(tmp_path):
+    with pytest.raises(WorkerDied, match=r"site client-3: .*killed twice.*SIGKILL"):
+        cl.simulate(job(), Fatal(20, tmp_path, times=9), engine="processes", processes=2)
+
+
+def test_faults_come_from_processes_with_their_cause(tmp_path):
+    class Spoiled(Sites):
+        def __getitem__(self, site):
+            x, y = super().__getitem__(site)
+            return (np.full_like(x, np.inf), y) if site == "client-2" else (x, y)
+
+    events: list[dict[str, Any]] = []
+    cl.simulate(job(), Spoiled(12), engine="processes", processes=2, progress=events.append)
+    told = [event for event in events if event["event"] == "refused"]
+    assert {event["site"] for event in told} <= {"client-2"}
+
+
+def test_when_no_site_has_an_answer_the_first_says_why():
+    class Spoiled(Sites):
+        def __getitem__(self, site):
+            x, y = super().__getitem__(site)
+            return np.full_like(x, np.inf), y
+
+    with pytest.raises(TaskError, match="diverged") as error:
+        cl.simulate(job(), Spoiled(12), engine="processes", processes=2)
+    assert error.value.site.startswith("client-")
+
+
+def test_what_is_nobodys_fault_says_what_it_was():
+    class Broken(Sites):
+        def __getitem__(self, site):
+            raise MemoryError("no room")
+
+    with pytest.raises(WorkerDied, match="MemoryError") as error:
+        cl.simulate(job(), Broken(12), engine="processes", processes=2)
+    assert "no room" in str(error.value.__cause__)
+
+
+def test_auto_starts_processes_once_a_round_takes_long(monkeypatch):
+    engine = make_engine("auto", job(), Sites(10), 2)
+    assert isinstance(engine, AutoEngine)
+    monkeypatch.setattr("cloister.simulation.engine.SLOW_SECONDS", 0.0)
+    result = cl.simulate(job(algorithm=cl.FedAvg(rounds=4)), Sites(10), engine="auto", processes=2)
+    assert (
+        result.state.to_bytes()
+        == cl.simulate(job(algorithm=cl.FedAvg(rounds=4)), Sites(10), engine="serial").state.to_bytes()
+    )
+
+
+def test_unknown_engines_and_senseless_numbers_of_processes_are_refused():
+    with pytest.raises(UsageError, match="auto, serial, processes, batched"):
+        make_engine("fast", job(), Sites(3))
+    with pytest.raises(UsageError, match="makes no sense"):
+        make_engine("processes", job(), Sites(3), 0)
+    with pytest.raises(UsageError, match="makes no sense"):
+        make_engine("serial", job(), Sites(3), 2)
+
+
+def test_few_trainers_are_kept(monkeypatch):
+    monkeypatch.setattr("cloister.simulation.engine.MOST_KEPT", 3)
+    engine = SerialEngine(job(), Sites(10))
+    made = [engine.trainer(site) for site in Sites(10)]
+    assert all(isinstance(each, Trainer) for each in made)
+    assert len(engine._kept) == 3
+    assert engine.trainer("client-0") is made[0]
+    assert engine.trainer("client-9") is not made[9]
+
+
+def test_processes_end_with_the_simulation():
+    engine = ProcessEngine(SerialEngine(job(), Sites(4)), 2)
+    engine._begin(*_some_query(), apart=False)
+    pids = [worker.process.pid for worker in engine._workers]
+    engine.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def _some_query() -> Any:
+    from cloister.round import Program
+    from cloister.vector import FixedPoint
+
+    program = Program(job(), {})
+    query = program.ask(program.start())
+    assert query is not None
+    return query, FixedPoint(query.sealed_layout, 4)
+
+
+def test_largest_sites_are_asked_first():
+    engine = ProcessEngine(SerialEngine(job(), Sites(10)), 2)
+    ordered = engine._by_size(list(Sites(10)))
+    assert [Sites(10).rows(site) for site in ordered] == sorted((6 + at % 5 for at in range(10)), reverse=True)
+    tables = shards(pd.DataFrame({"x": range(30), "y": [0, 1] * 15}), target="y", sites=3)
+    assert ProcessEngine(SerialEngine(job(), tables), 2)._by_size(list(tables)) == list(tables)
