@@ -99,7 +99,7 @@ def images(model: Any, rows: int, batch_size: int = 5) -> tuple[TorchModel, np.n
 @pytest.mark.parametrize(("model", "innermost"), [(Net, True), (viewing, False)])
 def test_convolutions_train_as_plain_torch_does_in_either_order(model: Any, innermost: bool) -> None:
     ours, flat, rows, names = images(model, 23)
-    delta, _ = ours.train(flat, rows, seed=5, round_=1)
+    delta = ours.train(flat, rows, seed=5, round_=1).delta
     assert ours._channels_last is innermost
     module = ours.export(flat)
     assert [name for name, _ in module.named_parameters()] == names
@@ -115,13 +115,14 @@ def test_convolutions_train_as_plain_torch_does_in_either_order(model: Any, inne
             optimizer.step()
     after = nn.utils.parameters_to_vector(module.parameters()).detach().numpy()
     np.testing.assert_allclose(delta, after - flat, atol=2e-5)
-    again, _ = ours.train(flat, rows, seed=5, round_=1)
+    again = ours.train(flat, rows, seed=5, round_=1).delta
     np.testing.assert_array_equal(again, delta)
 
 
 def test_a_lone_last_row_joins_the_batch_before_where_there_is_batch_norm() -> None:
     ours, flat, rows, _ = images(normalizing, 11)
-    delta, loss = ours.train(flat, rows, seed=0, round_=1)
+    trained = ours.train(flat, rows, seed=0, round_=1)
+    delta, loss = trained.delta, trained.loss
     assert np.isfinite(delta).all()
     assert np.isfinite(loss)
     sizes = [len(y) for _, y in ours._batches(torch.zeros(11, 1), torch.zeros(11), 0)]
@@ -137,6 +138,6 @@ def test_batch_norm_over_one_row_says_what_to_do(rows: int, batch_size: int) -> 
 
 def test_what_one_site_counted_does_not_reach_the_next() -> None:
     ours, flat, rows, _ = images(normalizing, 20)
-    first, _ = ours.train(flat, rows, seed=0, round_=1)
-    again, _ = ours.train(flat, rows, seed=0, round_=1)
+    first = ours.train(flat, rows, seed=0, round_=1).delta
+    again = ours.train(flat, rows, seed=0, round_=1).delta
     np.testing.assert_array_equal(first, again)

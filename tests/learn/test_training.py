@@ -108,7 +108,8 @@ def test_local_training_itself_is_plain_torch(model: Any, chosen: Any, plain: An
     flat = flatten(tensors, list(shapes))
     x = cancer.drop(columns="target").to_numpy()
     rows = Rows(((x - x.mean(0)) / x.std(0)).astype(np.float32), cancer["target"].to_numpy())
-    delta, loss = TorchModel(made, shapes, 30).train(flat, rows, seed=11, round_=1)
+    trained = TorchModel(made, shapes, 30).train(flat, rows, seed=11, round_=1)
+    delta, loss = trained.delta, trained.loss
 
     module = torch.nn.Sequential(
         *(torch.nn.Linear(30, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))

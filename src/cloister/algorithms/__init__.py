@@ -1,8 +1,44 @@
-"""Room `algorithms`: pure `start / ask / learn` over sealed sums. Imports only `vector`."""
+"""Room `algorithms`: `start / ask / learn` over sealed sums, and `local`, their half at a site. Imports `vector`."""
 
 from cloister.algorithms import evaluation
 from cloister.algorithms.base import Algorithm, from_json
+from cloister.algorithms.ditto import Ditto
 from cloister.algorithms.fedavg import FedAvg
+from cloister.algorithms.feddyn import FedDyn
+from cloister.algorithms.fednova import FedNova
+from cloister.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from cloister.algorithms.fedprox import FedProx
+from cloister.algorithms.local import Curvature, Site, Terms, Trained
+from cloister.algorithms.newton import Newton
+from cloister.algorithms.partial import FedBN, FedRep, PartialSharing
 from cloister.algorithms.preparation import Preparation
+from cloister.algorithms.scaffold import SCAFFOLD
+from cloister.algorithms.schedule import CosineDecay, InverseDecay, StepDecay
 
-__all__ = ["Algorithm", "FedAvg", "Preparation", "evaluation", "from_json"]
+__all__ = [
+    "Algorithm",
+    "CosineDecay",
+    "Curvature",
+    "Ditto",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedBN",
+    "FedDyn",
+    "FedNova",
+    "FedProx",
+    "FedRep",
+    "FedYogi",
+    "InverseDecay",
+    "Newton",
+    "PartialSharing",
+    "Preparation",
+    "SCAFFOLD",
+    "Site",
+    "StepDecay",
+    "Terms",
+    "Trained",
+    "evaluation",
+    "from_json",
+]

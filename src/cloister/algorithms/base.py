@@ -1,8 +1,8 @@
-"""What every algorithm is: `start`, `ask`, `learn`, pure, over sums of sites.
+"""What every algorithm is: `start`, `ask`, `learn` over sums of sites, and `local`, the half that runs at a site.
 
     state = algorithm.start(model)
     while (query := algorithm.ask(state)) is not None:
-        state = algorithm.learn(state, total_of(query))
+        state = algorithm.learn(state, total_of(query))         # the sum of all sites' `algorithm.local(site)`
 
 The anchor is FedJAX's FederatedAlgorithm (Ro, Suresh, Wu 2021, https://arxiv.org/abs/2108.02117): all state is
 in `State`, so it can be checkpointed after each `learn`, and no algorithm ever receives what one site said.
@@ -13,9 +13,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from cloister.algorithms.local import Site
+from cloister.algorithms.schedule import Schedule, schedule_from_json
 from cloister.vector import Query, State, Total
 from cloister.vector.bundle import Array
 from cloister.vector.errors import JobError
@@ -28,23 +31,29 @@ class Algorithm(ABC):
     """An algorithm with its settings; immutable, named in the manifest by its class name.
 
     Attributes:
-      rounds: of training.
+      rounds: of training, at most.
       cohort: fraction of the sites that is asked in each training round, in (0, 1].
+      patience: training ends when the sealed loss on the held-out rows has not fallen for so many evaluations; the
+        result is the model with the smallest. None: all rounds.
     """
 
     rounds: int
     cohort: float = 1.0
+    patience: int | None = field(default=None, kw_only=True)
 
     name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()  # of the task: keys of `local.NEEDS`
+    stateful: ClassVar[bool] = False  # whether sites keep a memory of their own between rounds
+    measured: ClassVar[tuple[str, ...]] = ("test",)  # the models that are evaluated: the keys of `models`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.name = cls.__name__
-        _REGISTRY[cls.__name__] = cls
+        if not cls.__name__.startswith("_"):
+            _REGISTRY[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        if type(self.rounds) is not int or self.rounds < 1:
-            raise JobError(f"{self.name}: rounds={self.rounds!r} is not a whole number of at least 1.")
+        require_count(self.name, rounds=self.rounds, patience=self.patience)
         if not 0.0 < self.cohort <= 1.0:
             raise JobError(f"{self.name}: cohort={self.cohort} is not a fraction in (0, 1].")
 
@@ -54,14 +63,39 @@ class Algorithm(ABC):
 
     @abstractmethod
     def ask(self, state: State) -> Query | None:
-        """The next question, or None when done. Its config and tensors are what a site's trainer needs."""
+        """The next question, or None when done. What sites need besides the job is in its config and tensors."""
 
     @abstractmethod
     def learn(self, state: State, total: Total) -> State:
         """The next state, from the opened sum of the last question."""
 
+    def local(self, site: Site) -> Mapping[str, Array]:
+        """A site's answer: an array for each block that `ask` names, and its "train_loss"."""
+        return site.train().answer
+
+    def models(self, site: Site) -> Mapping[str, Array]:
+        """The models that a site evaluates on its held-out rows, by the names in `measured`; flat float32[d].
+
+        "test" is the one that the history's loss, accuracy ... are about.
+        """
+        return {"test": site.model}
+
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether sites do nothing but train from the broadcast and answer with delta and loss."""
+        return type(self).local is Algorithm.local
+
     def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, **dataclasses.asdict(self)}
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        written = {key: entry.as_json() if isinstance(entry, Schedule) else entry for key, entry in values.items()}
+        return {"name": self.name, **written}
+
+
+def require_count(owner: str, **settings: int | None) -> None:
+    """Raises JobError for a setting that is given and is not a whole number of at least 1."""
+    for name, value in settings.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise JobError(f"{owner}: {name}={value!r} is not a whole number of at least 1.")
 
 
 def require_positive(owner: str, **settings: float | None) -> None:
@@ -71,12 +105,23 @@ def require_positive(owner: str, **settings: float | None) -> None:
             raise JobError(f"{owner}: {name}={value} is not a positive number.")
 
 
+def require_fraction(owner: str, **settings: float) -> None:
+    """Raises JobError for a setting outside [0, 1)."""
+    for name, value in settings.items():
+        if not 0.0 <= value < 1.0:
+            raise JobError(f"{owner}: {name}={value} is not in [0, 1).")
+
+
 def from_json(data: Any) -> Algorithm:
     """The algorithm that `as_json` wrote. Raises JobError: an unknown name or settings that do not fit."""
     if not isinstance(data, dict) or data.get("name") not in _REGISTRY:
         raise JobError("the job names no algorithm known here.", mend=f"Known are: {', '.join(sorted(_REGISTRY))}.")
-    settings = {key: value for key, value in data.items() if key != "name"}
     try:
+        settings: dict[str, Any] = {
+            key: schedule_from_json(entry) if isinstance(entry, dict) else entry
+            for key, entry in data.items()
+            if key != "name"
+        }
         return _REGISTRY[data["name"]](**settings)
     except TypeError as fault:
         raise JobError(f"{data['name']}: settings do not fit: {fault}") from None

@@ -6,7 +6,7 @@ within the share of pairs that fall into one bin of the exact AUC, and those cou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -19,11 +19,11 @@ ROW_LOSS_LIMIT = 64.0  # a row's loss is clipped here, so that a test set's sum 
 MOST_ROWS = float(2**30)
 
 
-def blocks(kind: str) -> tuple[Block, ...]:
-    """The blocks of an evaluation; `kind` is one of KINDS."""
+def blocks(kind: str, model: str = "test") -> tuple[Block, ...]:
+    """The blocks of an evaluation; `kind` is one of KINDS, `model` the prefix of their names."""
 
     def count(name: str, shape: tuple[int, ...] = (), bound: float = MOST_ROWS) -> Block:
-        return Block(f"test/{name}", shape, bound=bound, wide=True)
+        return Block(f"{model}/{name}", shape, bound=bound, wide=True)
 
     shared = (count("rows"), count("sites", bound=1.0), count("loss", bound=MOST_ROWS * ROW_LOSS_LIMIT))
     if kind == "regression":
@@ -34,15 +34,25 @@ def blocks(kind: str) -> tuple[Block, ...]:
     return (*labelled, count("positives", (SCORE_BINS,)), count("negatives", (SCORE_BINS,)))
 
 
-def metrics(sums: Mapping[str, Floats], kind: str) -> dict[str, float | None]:
+def all_metrics(sums: Mapping[str, Floats], kind: str, models: Iterable[str]) -> dict[str, float | None]:
+    """`metrics` of every evaluated model; those of another than "test" are named after it, "personal_loss" ..."""
+    found: dict[str, float | None] = {}
+    for model in models:
+        prefix = "" if model == "test" else f"{model}_"
+        found |= {f"{prefix}{name}": value for name, value in metrics(sums, kind, model).items()}
+    return found
+
+
+def metrics(sums: Mapping[str, Floats], kind: str, model: str = "test") -> dict[str, float | None]:
     """Metrics over all test rows of the survivors; None where they are undefined (no test row, one class only).
 
+    Args: model: the prefix of the blocks' names.
     Returns: test_rows, loss, and accuracy, site_accuracy (plain mean over sites), auc (binary) or rmse, mae.
     """
-    rows, sites = float(sums["test/rows"]), float(sums["test/sites"])
+    rows, sites = float(sums[f"{model}/rows"]), float(sums[f"{model}/sites"])
 
     def mean(name: str, over: float = rows) -> float | None:
-        return float(sums[f"test/{name}"]) / over if over > 0 else None
+        return float(sums[f"{model}/{name}"]) / over if over > 0 else None
 
     found: dict[str, float | None] = {"test_rows": rows, "loss": mean("loss")}
     if kind == "regression":
@@ -54,7 +64,7 @@ def metrics(sums: Mapping[str, Floats], kind: str) -> dict[str, float | None]:
         }
     found |= {"accuracy": mean("correct"), "site_accuracy": mean("site_accuracy", sites)}
     if kind == "binary":
-        found["auc"] = auc(sums["test/positives"], sums["test/negatives"])
+        found["auc"] = auc(sums[f"{model}/positives"], sums[f"{model}/negatives"])
     return found
 
 

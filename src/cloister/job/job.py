@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field
 
 from cloister.algorithms import Algorithm
+from cloister.algorithms.local import NEEDS
 from cloister.job import manifest
 from cloister.job.data import Arrays, Table
 from cloister.job.nets import Code, Shapes
@@ -64,6 +65,7 @@ class Job:
     def __post_init__(self) -> None:
         self._check_prepare()
         self._check_classes()
+        self._check_algorithm()
         if self.source is None and self.ships_code:
             object.__setattr__(self, "source", _source_of(self.task.codes))
 
@@ -91,6 +93,13 @@ class Job:
                 raise JobError(f"the loss bce knows two classes, not {len(declared)}.", mend="Use cross_entropy.")
         if declared is not None and self.kind == "regression":
             raise JobError("the task predicts a number, but the contract names classes.", mend="Leave classes out.")
+
+    def _check_algorithm(self) -> None:
+        algorithm = self.algorithm
+        for need in sorted(algorithm.needs - self.task.offers):
+            raise JobError(f"{algorithm.name} does not work with this task.", mend=NEEDS[need])
+        if algorithm.patience is not None and self.evaluate is None:
+            raise JobError(f"{algorithm.name}: patience waits for an evaluation.", mend="Add evaluate=cl.Evaluate().")
 
     @property
     def kind(self) -> str:

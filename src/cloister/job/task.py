@@ -62,6 +62,14 @@ class Torch:
     def codes(self) -> tuple[Code, ...]:
         return tuple(part for part in (self.model, self.loss) if isinstance(part, Code))
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """What an algorithm may need: keys of `algorithms.local.NEEDS`."""
+        found = {"gradients", "steps"}
+        if isinstance(self.optimizer, SGD):
+            found |= {"sgd"} if self.optimizer.momentum else {"sgd", "plain_sgd"}
+        return frozenset(found)
+
     def kind(self, classes: int) -> str:
         """What is predicted: "binary", "multiclass" or "regression".
 
@@ -153,6 +161,15 @@ class Sklearn:
     epochs: Count = 1
 
     codes = ()
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What an algorithm may need: keys of `algorithms.local.NEEDS`."""
+        if self.estimator.name != "LogisticRegression":
+            return frozenset({"steps"})
+        params = self.estimator.params
+        ridge = params.get("penalty", "l2") in ("l2", None, "none", "deprecated") and not params.get("l1_ratio")
+        return frozenset({"curvature"} if ridge and params.get("class_weight") is None else ())
 
     def kind(self, classes: int) -> str:
         if self.estimator.name == "SGDRegressor":

@@ -26,6 +26,38 @@ def descent(spec: SGD | Adam, weights: torch.Tensor, gradient: torch.Tensor) -> 
     return _Adam(spec, weights, gradient) if isinstance(spec, Adam) else _SGD(spec, weights, gradient)
 
 
+class Drift:
+    """What an algorithm adds to every local step: correction + proximal * (weights - anchor).
+
+    Args: as `algorithms.Terms`, over the trained weights in their own order. frozen: bool[d], not trained, or None.
+    """
+
+    def __init__(
+        self,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        correction: torch.Tensor | None,
+        proximal: float,
+        anchor: torch.Tensor | None,
+        frozen: torch.Tensor | None,
+    ) -> None:
+        self._weights, self._gradient = weights, gradient
+        self._correction, self._proximal, self._anchor, self._frozen = correction, proximal, anchor, frozen
+
+    def step(self, optimizer: Descent) -> None:
+        """One step of the optimizer along the gradient and these terms."""
+        if self._correction is not None:
+            self._gradient.add_(self._correction)
+        if self._anchor is not None:
+            self._gradient.add_(self._weights - self._anchor, alpha=self._proximal)
+        if self._frozen is None:
+            return optimizer.step()
+        kept = self._weights[self._frozen]
+        optimizer.step()
+        self._weights[self._frozen] = kept
+        return None
+
+
 class _SGD:
     def __init__(self, spec: SGD, weights: torch.Tensor, gradient: torch.Tensor) -> None:
         self._spec, self._weights, self._gradient = spec, weights, gradient

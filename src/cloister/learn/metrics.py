@@ -25,8 +25,8 @@ class Predictions:
     losses: Floats
 
 
-def blocks(kind: str, said: Predictions, y: npt.NDArray[Any]) -> dict[str, Floats]:
-    """The evaluation blocks of `algorithms.evaluation.blocks(kind)`, over these rows (which may be none)."""
+def blocks(kind: str, said: Predictions, y: npt.NDArray[Any], model: str = "test") -> dict[str, Floats]:
+    """The evaluation blocks of `algorithms.evaluation.blocks(kind, model)`, over these rows (which may be none)."""
     rows = len(y)
     sums: dict[str, Any] = {
         "rows": rows,
@@ -43,7 +43,7 @@ def blocks(kind: str, said: Predictions, y: npt.NDArray[Any]) -> dict[str, Float
         bins = np.minimum((said.scores * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
         sums["positives"] = np.bincount(bins[y == 1], minlength=SCORE_BINS)
         sums["negatives"] = np.bincount(bins[y != 1], minlength=SCORE_BINS)
-    return {f"test/{name}": np.asarray(value, np.float64) for name, value in sums.items()}
+    return {f"{model}/{name}": np.asarray(value, np.float64) for name, value in sums.items()}
 
 
 def log_loss(probabilities: Floats, y: npt.NDArray[Any]) -> Floats:

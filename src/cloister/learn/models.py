@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from cloister.algorithms import Curvature, Terms, Trained
 from cloister.job import Arrays, Job, Table, Torch
 from cloister.job.nets import Code
 from cloister.learn.arrays import as_inputs, check_features
@@ -22,7 +23,9 @@ from cloister.vector.bundle import Array
 class Model(Protocol):
     """A back end: what it can do with a flat model (float32[d])."""
 
-    def train(self, flat: Array, rows: Rows, seed: int, round_: int) -> tuple[Array, float]: ...
+    def train(self, flat: Array, rows: Rows, seed: int, round_: int, terms: Terms = Terms()) -> Trained: ...
+
+    def curvature(self, flat: Array, rows: Rows, all_rows: int) -> Curvature: ...
 
     def predict(self, flat: Array, x: Inputs) -> Array: ...
 

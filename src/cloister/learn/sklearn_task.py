@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cloister.algorithms import Curvature, Terms, Trained
 from cloister.job import Job, Sklearn
 from cloister.learn.metrics import Predictions, log_loss
 from cloister.learn.prepare import Inputs, Rows
@@ -28,21 +29,23 @@ class SklearnModel:
         assert isinstance(job.task, Sklearn)
         self.job, self.task, self.shapes = job, job.task, shapes
 
-    def train(self, flat: Flat, rows: Rows, seed: int, round_: int) -> tuple[Flat, float]:
-        """Returns: delta (local minus broadcast) float32[d], and the mean training loss of the local model."""
+    def train(self, flat: Flat, rows: Rows, seed: int, round_: int, terms: Terms = Terms()) -> Trained:
+        """The loss is that of the local model; a step is one row's."""
+        assert not terms.change_steps, "a job with such an algorithm has another task"
+        epochs = terms.epochs or self.task.epochs
         if self.task.estimator.name == "LogisticRegression":
-            local = self._solve(flat, rows, seed)
+            local, steps = self._solve(flat, rows, seed), 1
         else:
-            local = self._steps(flat, rows, seed, round_)
-        return local - flat, float(self.assess(local, rows).losses.mean())
+            local, steps = self._steps(flat, rows, seed, round_, epochs), epochs * len(rows)
+        return Trained(local - flat, float(self.assess(local, rows).losses.mean()), steps)
 
-    def _steps(self, flat: Flat, rows: Rows, seed: int, round_: int) -> Flat:
+    def _steps(self, flat: Flat, rows: Rows, seed: int, round_: int, epochs: int) -> Flat:
         """`epochs` passes of partial_fit; the step counter goes on from the rounds before, as its schedule wants."""
         estimator = self._estimator(random_state=seed % 2**32)
         x = rows.x.astype(np.float64)
         self._load(estimator, flat)
-        estimator.t_ = 1.0 + (round_ - 1) * self.task.epochs * len(rows)
-        for _ in range(self.task.epochs):
+        estimator.t_ = 1.0 + (round_ - 1) * epochs * len(rows)
+        for _ in range(epochs):
             with np.errstate(over="ignore", invalid="ignore"):
                 estimator.partial_fit(x, rows.y)
         return self._flat(estimator)
@@ -59,6 +62,40 @@ class SklearnModel:
             warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter is the job's to choose
             estimator.fit(rows.x.astype(np.float64), rows.y)
         return self._flat(estimator)
+
+    def curvature(self, flat: Flat, rows: Rows, all_rows: int) -> Curvature:
+        """Of the mean over rows of the log loss + |coef|**2 / (2 * C * all_rows): scikit-learn's problem, scaled.
+
+        Softmax regression (Böhning 1992, "Multinomial logistic regression algorithm") with K rows of parameters, or
+        one for two classes. The penalty spares the intercept, which stays zero without fit_intercept.
+        """
+        params = self.task.estimator.params
+        weights = {name: value.astype(np.float64) for name, value in unflatten(flat, self.shapes).items()}
+        x = np.column_stack([rows.x.astype(np.float64), np.ones(len(rows))])
+        p, y = self.predict(flat, rows.x), rows.y.astype(np.int64)
+        if p.ndim == 1:
+            p, right = p[:, None], y[:, None].astype(np.float64)
+        else:
+            right = np.eye(p.shape[1])[y]
+        outputs, inputs = p.shape[1], x.shape[1]
+        ridge = np.full((outputs, inputs), 0.0 if "penalty" in params and params["penalty"] is None else 1.0)
+        ridge[:, -1] = 0.0
+        ridge /= float(params.get("C", 1.0)) * all_rows  # type: ignore[arg-type]
+        w = np.column_stack([weights["coef"], weights["intercept"]])
+        gradient = (p - right).T @ x / len(rows) + ridge * w
+        hessian = np.empty((outputs, inputs, outputs, inputs))
+        for one in range(outputs):
+            for other in range(outputs):
+                spread = p[:, one] * ((one == other) - p[:, other])
+                hessian[one, :, other] = (x * spread[:, None]).T @ x / len(rows)
+            hessian[one, :, one] += np.diag(ridge[one])
+        if not params.get("fit_intercept", True):
+            gradient[:, -1], hessian[:, -1], hessian[..., -1] = 0.0, 0.0, 0.0
+        order = np.arange(outputs * inputs).reshape(outputs, inputs)  # the flat model has all intercepts last
+        place = np.concatenate([order[:, :-1].reshape(-1), order[:, -1]])
+        loss = float(log_loss(p[:, 0] if outputs == 1 else p, rows.y).mean() + 0.5 * (ridge * w * w).sum())
+        flat_hessian = hessian.reshape(outputs * inputs, outputs * inputs)[np.ix_(place, place)]
+        return Curvature(loss, gradient.reshape(-1)[place], flat_hessian)
 
     def _estimator(self, **settings: Any) -> Any:
         from sklearn import linear_model

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from cloister.algorithms import Curvature, Terms, Trained
 from cloister.job import SGD, Job, Torch, nets
 from cloister.job.load import files_of, line_of, resolve
 from cloister.job.nets import Code
@@ -30,7 +31,7 @@ try:
 except ModuleNotFoundError:
     raise EnvironmentFailure("this job needs PyTorch.", mend="pip install 'cloister[torch]'") from None
 
-from cloister.learn.descent import descent
+from cloister.learn.descent import Drift, descent
 from cloister.learn.perceptron import Layers, Perceptron, cut
 
 Flat = npt.NDArray[np.float32]
@@ -185,59 +186,83 @@ class TorchModel:
             flat[at : at + kernel.numel()].view(kernel.shape).copy_(kernel.data)
         return flat.numpy()
 
-    def train(self, flat: Flat, rows: Rows, seed: int, round_: int) -> tuple[Flat, float]:
-        """Local training from the broadcast.
+    def train(self, flat: Flat, rows: Rows, seed: int, round_: int, terms: Terms = Terms()) -> Trained:
+        """Local training.
 
-        Args: flat: float32[d], the broadcast. seed: of shuffling and dropout.
-        Returns: delta (local minus broadcast) float32[d]; the mean training loss over all rows seen.
+        Args: flat: float32[d], where it starts: the broadcast. seed: of shuffling and dropout. terms: of each step.
+        Returns: delta (local minus start) float32[d]; the mean training loss over all rows seen, without the terms.
         Raises: TaskError: the job's code raises.
         """
         learn = self._learn_by_hand if self._by_hand else self._learn
         with one_thread(None if self._by_hand else seed):
-            total, seen = learn(flat, rows, seed, round_)
+            total, seen, steps = learn(flat, rows, seed, round_, terms)
             delta = self._weights()
         delta -= flat
-        return delta, float(total) / max(seen, 1)
+        return Trained(delta, float(total) / max(seen, 1), steps)
 
-    def _learn(self, flat: Flat, rows: Rows, seed: int, round_: int) -> tuple[torch.Tensor, int]:
-        """Returns: the sum of all rows' losses as they were seen, and how many were."""
+    def curvature(self, flat: Flat, rows: Rows, all_rows: int) -> Curvature:
+        raise TaskError("a torch task gives no Hessian.")
+
+    def _learn(self, flat: Flat, rows: Rows, seed: int, round_: int, terms: Terms) -> tuple[torch.Tensor, int, int]:
+        """Returns: the sum of all rows' losses as they were seen, how many were, and in how many steps."""
         x = self._inputs(rows.x)
+        drift = self._drift(terms, flat)
         self.load(flat)
         for counter, initial in self._counters:  # they are local: a site's do not reach the next
             counter.copy_(initial)
         self.module.train()
         optimizer = descent(self.task.optimizer, self._trained, self._gradient)
-        total, seen = torch.zeros(()), 0
+        total, seen, steps = torch.zeros(()), 0, 0
         with users_code(self.job, f"round {round_}"):
-            for part, y in self._batches(x, self._targets(rows), seed):
+            for part, y in self._batches(x, self._targets(rows), seed, terms.epochs):
                 self._gradient.zero_()
                 loss = self._batch_loss(part, y) if len(y) > 1 or not self._normalizes else self._lone(part, y)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                drift.step(optimizer)
                 total.add_(loss.detach(), alpha=len(y))
-                seen += len(y)
-        return total, seen
+                seen, steps = seen + len(y), steps + 1
+        return total, seen, steps
 
     @torch.inference_mode()
-    def _learn_by_hand(self, flat: Flat, rows: Rows, seed: int, round_: int) -> tuple[torch.Tensor, int]:
+    def _learn_by_hand(
+        self, flat: Flat, rows: Rows, seed: int, round_: int, terms: Terms
+    ) -> tuple[torch.Tensor, int, int]:
         """The same without autograd. Plain SGD adds each product that is a gradient to the weights at once."""
         assert self._by_hand is not None
         perceptron, weights, gradient = self._by_hand
+        drift = self._drift(terms, flat)
         self.load(flat)
         spec = self.task.optimizer
-        at_once = isinstance(spec, SGD) and not spec.momentum and not spec.weight_decay
+        plain = isinstance(spec, SGD) and not spec.momentum and not spec.weight_decay
+        at_once = plain and not terms.change_steps
         optimizer = None if at_once else descent(spec, self._trained, self._gradient)
         into, beta, alpha = (weights, 1.0, -spec.lr) if at_once else (gradient, 0.0, 1.0)
-        total, seen = torch.zeros(()), 0
-        for x, y in self._batches(torch.from_numpy(rows.x), self._wide_targets(rows), seed):
+        total, seen, steps = torch.zeros(()), 0, 0
+        for x, y in self._batches(torch.from_numpy(rows.x), self._wide_targets(rows), seed, terms.epochs):
             loss = perceptron.back_propagate(x, y, into, beta=beta, alpha=alpha, share=1.0 / len(y))
             if optimizer:
-                optimizer.step()
+                drift.step(optimizer)
             total.add_(loss, alpha=len(y))
-            seen += len(y)
-        return total, seen
+            seen, steps = seen + len(y), steps + 1
+        return total, seen, steps
 
-    def _batches(self, x: torch.Tensor, y: torch.Tensor, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _drift(self, terms: Terms, flat: Flat) -> Drift:
+        """The terms over the trained part of the flat vector, in its order."""
+
+        def ours(vector: Array | None) -> torch.Tensor | None:
+            if vector is None:
+                return None
+            self.load(vector.astype(np.float32))
+            return self._trained.clone()
+
+        anchor = ours(flat if terms.anchor is None else terms.anchor) if terms.proximal else None
+        only = ours(terms.only)
+        frozen = None if only is None else only == 0
+        return Drift(self._trained, self._gradient, ours(terms.correction), terms.proximal, anchor, frozen)
+
+    def _batches(
+        self, x: torch.Tensor, y: torch.Tensor, seed: int, epochs: int | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Shuffled minibatches: whole epochs, or as many steps as the task says, reshuffled when rows run out.
 
         An epoch's rows are gathered at once; its batches are views of them.
@@ -246,7 +271,8 @@ class TorchModel:
         bounds = [*range(0, rows, size), rows]
         if self._normalizes and rows > size and rows % size == 1:
             del bounds[-2]  # the last row joins the batch before: alone it has no deviation to divide by
-        steps = self.task.steps or (self.task.epochs or 1) * (len(bounds) - 1)
+        asked = self.task.steps if epochs is None else None
+        steps = asked or (epochs or self.task.epochs or 1) * (len(bounds) - 1)
         while steps > 0:
             order = torch.from_numpy(rng.permutation(rows))
             shuffled, labels = x[order], y[order]

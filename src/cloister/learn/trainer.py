@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from cloister.job import Arrays, Job
 from cloister.learn.arrays import ArrayData
+from cloister.learn.local import LocalSite
+from cloister.learn.memory import InMemory, SiteState
 from cloister.learn.metrics import blocks
 from cloister.learn.models import Model, back_end
 from cloister.learn.prepare import Rows, generator
@@ -47,10 +49,12 @@ class Workshop:
     """What the trainers of one process share: the back end of the model, and what the newest query says to all.
 
     A back end is loaded anew for each use, so one serves any number of sites: a simulation of 100,000 has one model.
+
+    Attributes: memory: what sites keep from round to round, where the algorithm has them do so.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, memory: SiteState | None = None) -> None:
+        self._job, self.memory = job, memory or InMemory()
         self._query: Query | None = None
         self._model: tuple[object, Model] | None = None
 
@@ -119,29 +123,44 @@ class Trainer:
 
     def _train(self, query: Query) -> dict[str, Array]:
         model, train, test = self.ready(query)
-        flat, round_ = self._workshop.flat, query.config["round"]
-        values = self._evaluation(model, flat, test) if query.config.get("evaluate") else {}
-        delta, loss = model.train(flat, train, self.seed(round_), round_)
-        if not (math.isfinite(loss) and np.isfinite(delta).all()):
+        here = self._site(query, model, train)
+        values = self._evaluation(here, model, test) if query.config.get("evaluate") else {}
+        answer = self.job.algorithm.local(here)
+        if not all(np.isfinite(value).all() for value in (*answer.values(), *here.memory.values())):
             raise TaskError(
-                f"round {round_}: the local model diverged: its loss or weights are not finite.",
+                f"round {query.config['round']}: the local model diverged: its loss or weights are not finite.",
                 mend="Lower the learning rate, or add cl.Standardize() to prepare.",
             )
-        return {**values, "delta": delta, "train_loss": np.asarray(loss)}
+        if self.job.algorithm.stateful:
+            self._workshop.memory.save(self.site, query.config["step"], here.memory)
+        return {**values, **answer}
 
     def _evaluate(self, query: Query) -> dict[str, Array]:
-        model, _, test = self.ready(query)
-        return self._evaluation(model, self._workshop.flat, test)
+        model, train, test = self.ready(query)
+        return self._evaluation(self._site(query, model, train), model, test)
 
-    def _evaluation(self, model: Model, flat: npt.NDArray[np.float32], test: Rows) -> dict[str, Array]:
-        said = model.assess(flat, test)
-        if not (np.isfinite(said.scores).all() and np.isfinite(said.losses).all()):
-            raise TaskError("the broadcast model's predictions are not finite.", mend="Lower the learning rate.")
-        return dict(blocks(self.job.kind, said, test.y))
+    def _evaluation(self, here: LocalSite, model: Model, test: Rows) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for name, flat in self.job.algorithm.models(here).items():
+            said = model.assess(flat, test)
+            if not (np.isfinite(said.scores).all() and np.isfinite(said.losses).all()):
+                raise TaskError("the broadcast model's predictions are not finite.", mend="Lower the learning rate.")
+            found |= blocks(self.job.kind, said, test.y, name)
+        return found
 
-    def seed(self, round_: int) -> int:
-        """Of everything random in one round's training here."""
-        return int(generator(self.job.seed, self.site, round_).integers(2**63))
+    def _site(self, query: Query, model: Model, train: Rows) -> LocalSite:
+        stateful = self.job.algorithm.stateful
+        kept = self._workshop.memory.load(self.site, query.config["step"]) if stateful else {}
+
+        def seed(training: int) -> int:
+            return self.seed(query.config["round"], training)
+
+        return LocalSite(self.job, query, model, self._workshop.flat, train, seed, kept)
+
+    def seed(self, round_: int, training: int = 1) -> int:
+        """Of everything random in one round's training here, or in its second, third ... training."""
+        further = () if training == 1 else (training,)
+        return int(generator(self.job.seed, self.site, round_, *further).integers(2**63))
 
     def ready(self, query: Query) -> tuple[Model, Rows, Rows]:
         """The model, and the prepared rows to train and to test on, made once while the statistics stay the same."""

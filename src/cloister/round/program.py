@@ -65,9 +65,7 @@ class Program:
         if stage == "train":
             return self._ask_train(state)
         if stage == "evaluate":
-            return self._with_model(
-                state, "evaluate", evaluation.blocks(self.job.kind), {"round": state.facts["round"]}
-            )
+            return self._with_model(state, "evaluate", self._tests(), {"round": state.facts["round"]})
         return None
 
     def _ask_train(self, state: State) -> Query:
@@ -75,7 +73,7 @@ class Program:
         assert query is not None, "the stage is left when the algorithm has no more questions"
         loss = Block("train_loss", (), bound=TRAIN_LOSS_BOUND, weighted=True, wide=True)
         evaluates = self._evaluates(state.facts["round"])
-        tests = evaluation.blocks(self.job.kind) if evaluates else ()
+        tests = self._tests() if evaluates else ()
         config = {**query.config, "evaluate": evaluates}
         blocks = (*query.layout.blocks, loss, *tests)
         return self._with_model(state, query.task, blocks, config, query.tensors, query.fraction)
@@ -98,6 +96,14 @@ class Program:
         }
         tensors = {**broadcast, **(tensors or {})}
         return Query(task, Layout(blocks), state.facts["rows"], tensors, described, fraction)
+
+    def _tests(self) -> tuple[Block, ...]:
+        """What an evaluation asks for, of every model that the algorithm has."""
+        models = self.job.algorithm.measured
+        return tuple(block for model in models for block in evaluation.blocks(self.job.kind, model))
+
+    def _metrics(self, total: Total) -> dict[str, float | None]:
+        return evaluation.all_metrics(total.sums, self.job.kind, self.job.algorithm.measured)
 
     def _evaluates(self, round_: int) -> bool:
         return self.job.evaluate is not None and round_ % self.job.evaluate.every == 0
@@ -139,7 +145,8 @@ class Program:
         """A training question also measures the model that it broadcasts: metrics belong to the round before."""
         history = list(state.facts["history"])
         if self._evaluates(state.facts["round"]):
-            history[-1] = {**history[-1], **evaluation.metrics(total.sums, self.job.kind)}
+            history[-1] = {**history[-1], **self._metrics(total)}
+            state = _with_best(state, history[-1], self.job.algorithm.patience)
         after = self.job.algorithm.learn(state, total)
         row = {
             "round": after.facts["round"],
@@ -148,14 +155,36 @@ class Program:
             "clipped": round(total.clipped),
             "train_loss": float(total.mean("train_loss")),
         }
-        more = self.job.algorithm.ask(after) is not None
+        stopped = _waited(state, self.job.algorithm.patience)
+        if stopped:
+            after = after.with_(None, {"model": state.tensors["best/model"]})
+            row["best_round"] = state.facts["best"]["round"]
+        more = not stopped and self.job.algorithm.ask(after) is not None
         last = "evaluate" if self.job.evaluate is not None else "done"
         return after.with_({"history": [*history, row], "stage": "train" if more else last})
 
     def _learn_evaluation(self, state: State, total: Total) -> State:
         history = list(state.facts["history"])
-        history[-1] = {**history[-1], **evaluation.metrics(total.sums, self.job.kind)}
+        history[-1] = {**history[-1], **self._metrics(total)}
         return state.with_({"history": history, "stage": "done"})
+
+
+def _with_best(state: State, row: Mapping[str, Any], patience: int | None) -> State:
+    """Early stopping (Prechelt 1998, "Early Stopping - But When?"): remembers the model with the smallest loss.
+
+    Args: row: the history's, with the metrics of the state's model.
+    """
+    if patience is None or row["loss"] is None:
+        return state
+    best = state.facts.get("best")
+    if best is None or row["loss"] < best["loss"]:
+        fresh = {"round": row["round"], "loss": row["loss"], "waited": 0}
+        return state.with_({"best": fresh}, {"best/model": state.tensors["model"]})
+    return state.with_({"best": {**best, "waited": best["waited"] + 1}})
+
+
+def _waited(state: State, patience: int | None) -> bool:
+    return patience is not None and "best" in state.facts and state.facts["best"]["waited"] >= patience
 
 
 _BROADCAST = ("model", "fit/impute", "fit/mean", "fit/std")
