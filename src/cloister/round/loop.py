@@ -62,13 +62,16 @@ def run(
 def choose_cohort(sites: Sequence[str], fraction: float, seed: int, step: int) -> list[str]:
     """The sites asked in one step: a uniform sample of round(fraction * n), at least three where there are three.
 
-    Deterministic in (seed, step) and independent of the order of `sites`: sites are ranked by a hash.
+    Deterministic in (seed, step) and independent of the order of `sites`. Floyd's method (Bentley, Floyd 1987,
+    "A sample of brilliance") with numbers drawn by SHA-256: a small cohort of many sites costs no more than of few.
     """
+    ordered = sorted(sites)
     if fraction >= 1.0:
-        return sorted(sites)
-
-    def rank(site: str) -> bytes:
-        return hashlib.sha256(canonical([seed, step, site, "cohort"])).digest()
-
-    count = max(round(fraction * len(sites)), min(3, len(sites)))
-    return sorted(sorted(sites, key=rank)[:count])
+        return ordered
+    count = max(round(fraction * len(ordered)), min(3, len(ordered)))
+    material = canonical([seed, step, "cohort"])
+    chosen: set[int] = set()
+    for last in range(len(ordered) - count, len(ordered)):
+        drawn = int.from_bytes(hashlib.sha256(material + last.to_bytes(8, "big")).digest(), "big") % (last + 1)
+        chosen.add(last if drawn in chosen else drawn)
+    return [ordered[at] for at in sorted(chosen)]

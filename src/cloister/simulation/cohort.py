@@ -14,7 +14,7 @@ from cloister.round import choose_cohort
 from cloister.seal.threshold import threshold
 from cloister.simulation.engine import Engine
 from cloister.simulation.sealing import Seal, Sum
-from cloister.vector import FixedPoint, Query, State, Total, canonical, digest, open_total
+from cloister.vector import FixedPoint, Query, State, Total, canonical, open_total
 from cloister.vector.errors import DataError, RoundVoid, TaskError, UsageError
 
 Dropouts = float | Mapping[int, Collection[str]]
@@ -97,7 +97,7 @@ class LocalCohort:
         assert self._open is not None, "settle follows a sum"
         round_, event = self._open
         self._open = None
-        round_.settle(digest(state.to_bytes()))
+        round_.settle(state)
         traffic = round_.traffic()
         measured = {name: value for row in state.facts.get("history", ()) for name, value in row.items()}
         measured = {

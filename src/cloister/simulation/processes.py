@@ -290,7 +290,6 @@ def _query(header: Header, broadcast: mmap.mmap) -> Query:
     tensors = {}
     for name, dtype, shape, at in header.tensors:
         tensors[name] = np.frombuffer(broadcast, dtype, math.prod(shape), at).reshape(shape)
-        tensors[name].flags.writeable = False
     return replace(header.query, tensors=tensors)
 
 

@@ -22,7 +22,7 @@ from cloister.seal.plan import MAX_COMPLETE, Plan
 from cloister.seal.roster import Member, Roster
 from cloister.seal.server import SealServer
 from cloister.seal.threshold import MIN_SITES, threshold
-from cloister.vector import FixedPoint, Query, digest
+from cloister.vector import FixedPoint, Query, State, digest
 from cloister.vector.errors import RoundReplayed, SurvivorSetConflict, UsageError
 from cloister.vector.layout import Words
 
@@ -38,8 +38,8 @@ class Sum(Protocol):
 
     def open(self) -> Words: ...
 
-    def settle(self, state_digest: bytes) -> None:
-        """The round's end, once its total has become a state."""
+    def settle(self, state: State) -> None:
+        """The round's end, once its total has become this state."""
         ...
 
     def traffic(self) -> dict[str, dict[str, int]]:
@@ -80,7 +80,7 @@ class _IdealSum:
         reduce(self._total, self._bits)
         return self._total
 
-    def settle(self, state_digest: bytes) -> None:
+    def settle(self, state: State) -> None:
         pass
 
     def traffic(self) -> dict[str, dict[str, int]]:
@@ -202,8 +202,8 @@ class _MaskedSum:
         self._sum_root = root_of(np.ascontiguousarray(words).view(np.uint8).data)
         return words
 
-    def settle(self, state_digest: bytes) -> None:
-        own, receipt = self._federation, self._server.receipt(self._sum_root, state_digest)
+    def settle(self, state: State) -> None:
+        own, receipt = self._federation, self._server.receipt(self._sum_root, digest(state.to_bytes()))
         for site in self._payloads:
             self._down[site] += len(receipt)
             self._clients[site].receive(receipt)
