@@ -55,7 +55,17 @@ class Loopback:
         return self.folder / "logs" / f"{name}.jsonl"
 
     def found(self, dataset: str, tables: Mapping[str, Path], say: Callable[[str], None]) -> Analyst:
-        """Founds the federation and starts everything. Args: tables: site id -> its CSV, bound to `dataset`."""
+        """Founds the federation and starts everything; if that fails, ends what it started.
+
+        Args: tables: site id -> its CSV, bound to `dataset`.
+        """
+        try:
+            return self._found(dataset, tables, say)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _found(self, dataset: str, tables: Mapping[str, Path], say: Callable[[str], None]) -> Analyst:
         say("coordinator: keys, certificate, root key, invitations")
         made = init_coordinator(
             self.coordinator, self.federation, port=free_port(), root_path=self.folder / "root.key"
