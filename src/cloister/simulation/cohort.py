@@ -15,10 +15,11 @@ from cloister.seal.threshold import threshold
 from cloister.simulation.engine import Engine
 from cloister.simulation.sealing import Seal, Sum
 from cloister.vector import FixedPoint, Query, State, Total, canonical, open_total
-from cloister.vector.errors import DataError, RoundVoid, TaskError, UsageError
+from cloister.vector.errors import BoundError, DataError, RoundVoid, TaskError, UsageError
 
 Dropouts = float | Mapping[int, Collection[str]]
 Event = dict[str, Any]
+COARSEST = 2.0**-6  # of one mean site's delta: what a step of training changes is of this order, or below
 TRIES = 3  # draws of who drops out, before a round is given up: as often as a coordinator opens it again
 
 
@@ -62,6 +63,7 @@ class LocalCohort:
         sites = choose_cohort(self._sites, query.fraction, self._job.seed, step)
         present = self._present(sites, step, query)
         coder = FixedPoint(query.sealed_layout, len(sites), self._job.bits)
+        self._fine_enough(query, coder)
         round_ = self._seal.round(query, sites, coder)
         faults: dict[str, TaskError | DataError] = {}
         survivors: list[str] = []
@@ -104,6 +106,19 @@ class LocalCohort:
             name: measured[name] for name in ("train_loss", "loss", "accuracy", "auc", "rmse") if name in measured
         }
         self._observe({**event, "trained": state.facts["round"], **traffic, **measured})
+
+    def _fine_enough(self, query: Query, coder: FixedPoint) -> None:
+        """Raises BoundError: of many sites, each is so small a part of all rows that its change rounds to nothing."""
+        if query.task != "train":
+            return
+        for block in query.layout.blocks:
+            step = coder.step(block.name) * len(self._sites)  # a site of mean size has weight 1 / sites
+            if block.weighted and not block.wide and step > COARSEST:
+                raise BoundError(
+                    f"{self._job.bits} bits carry the {block.name} of one of {len(self._sites):,} sites in steps of "
+                    f"{step:.2g}: nothing would be learned.",
+                    mend="Use cl.Job(..., bits=64), or a smaller bound in the algorithm.",
+                )
 
     def _present(self, sites: Sequence[str], step: int, query: Query) -> list[str]:
         """The sites of the cohort that do not vanish."""
