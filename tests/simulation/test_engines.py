@@ -18,7 +18,7 @@ from cloister.simulation import shards
 from cloister.simulation.engine import AutoEngine, SerialEngine, make_engine
 from cloister.simulation.processes import ProcessEngine
 from cloister.vector import digest
-from cloister.vector.errors import TaskError, UsageError, WorkerDied
+from cloister.vector.errors import BoundError, TaskError, UsageError, WorkerDied
 
 EXACT = [("serial", None), ("processes", 1), ("processes", 3), ("auto", 2)]
 
@@ -186,3 +186,16 @@ def test_largest_sites_are_asked_first():
     assert [Sites(10).rows(site) for site in ordered] == sorted((6 + at % 5 for at in range(10)), reverse=True)
     tables = shards(pd.DataFrame({"x": range(30), "y": [0, 1] * 15}), target="y", sites=3)
     assert ProcessEngine(SerialEngine(job(), tables), 2)._by_size(list(tables)) == list(tables)
+
+
+def test_sums_too_coarse_to_learn_from_are_refused():
+    with pytest.raises(BoundError, match=r"16 bits carry the delta of one of 40 sites in steps of 0\.3\d?: nothing"):
+        cl.simulate(job(bits=16), Sites(40), engine="serial")
+
+
+@pytest.mark.parametrize(("engine", "processes"), EXACT)
+def test_what_sites_remember_is_theirs_on_every_engine(engine, processes):
+    made = job(algorithm=cl.SCAFFOLD(rounds=4, cohort=0.5))
+    result = cl.simulate(made, Sites(12), engine=engine, processes=processes)
+    assert result.state.to_bytes() == cl.simulate(made, Sites(12), engine="serial").state.to_bytes()
+    assert result.state.to_bytes() != cl.simulate(job(), Sites(12), engine="serial").state.to_bytes()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cloister.cli.output import AsJson, finish, say
 from cloister.vector.errors import UsageError
+
+if TYPE_CHECKING:
+    from cloister.job import Job
+    from cloister.learn.result import Result
 
 
 class Seal(StrEnum):
@@ -17,12 +23,28 @@ class Seal(StrEnum):
     masks = "masks"
 
 
+class Engine(StrEnum):
+    auto = "auto"
+    serial = "serial"
+    processes = "processes"
+    batched = "batched"
+
+
 def simulate(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.py", help="The job file.")],
+    job_file: Annotated[
+        Path | None, typer.Argument(metavar="[JOB.py]", help="The job file; none with --resume.")
+    ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="A folder with one CSV per site, or one CSV to be cut into --sites.")
+        Path | None,
+        typer.Option(
+            "--data", help="A folder with one file per site (.csv, .npz), or one file to be cut into --sites."
+        ),
     ] = None,
     sites: Annotated[int | None, typer.Option("--sites", help="Into how many sites one table is cut.")] = None,
+    partition: Annotated[
+        str,
+        typer.Option(help="How it is cut: skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, by:COLUMN."),
+    ] = "skewed",
     seal: Annotated[Seal, typer.Option(help="ideal: the same integers, not masked; masks: the real sealed sum.")] = (
         Seal.ideal
     ),
@@ -30,26 +52,90 @@ def simulate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train each site alone, and all rows pooled.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results are written.")] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What computes: auto uses every core where it pays, with the same bits.")
+    ] = Engine.auto,
+    processes: Annotated[int | None, typer.Option(help="How many; one for each core if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where checkpoints and results are written.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the interrupted run in DIR.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job as a federation would, in one process: the same questions, the same integers, the same model."""
-    from cloister.cli.progress import Progress
     from cloister.cli.results import summary
-    from cloister.job import load_job
-    from cloister.simulation.simulate import simulate as run
 
-    job = load_job(job_file)
-    source = data if data is not None else _bundled(job.data.target)
-    with Progress(rounds=job.algorithm.rounds, quiet=as_json) as view:
-        view.train()
-        result = run(job, source, sites=sites, seed=seed, seal=seal.value, baselines=compare, progress=view.event)
+    computing = {"engine": engine.value, "processes": processes, "baselines": compare}
+    if resume is not None:
+        if job_file is not None or out is not None:
+            raise UsageError("--resume takes the job and the folder from DIR.", mend="Leave JOB.py and --out out.")
+        result = _resume(resume, data, computing, as_json)
+        out = resume
+    else:
+        if job_file is None:
+            raise UsageError("there is no job.", mend="Give a job file, or --resume DIR.")
+        result = _start(job_file, data, out, as_json, sites, seed, partition, seal.value, computing)
     facts = result.as_json()
     if out is not None:
         result.save(out)
         facts["results"] = str(out)
     step = f"open {out}/report.html" if out else f"cloister simulate {job_file} --out results"
     finish(facts, as_json, summary(facts), step)
+
+
+def _start(
+    job_file: Path,
+    data: Path | None,
+    out: Path | None,
+    as_json: bool,
+    sites: int | None,
+    seed: int | None,
+    partition: str,
+    seal: str,
+    computing: dict[str, Any],
+) -> Result:
+    from cloister.job import load_job
+
+    job = load_job(job_file)
+    source = data if data is not None else _bundled(job.data.target)
+    choices = {"sites": sites, "seed": seed, "partition": partition, "seal": seal}
+    if out is not None:
+        return _run(job, source, out, as_json, **choices, **computing)
+    # without --out, a run that is interrupted is kept all the same
+    kept = Path(tempfile.mkdtemp(prefix="cloister-run-"))
+    try:
+        result = _run(job, source, kept, as_json, **choices, **computing)
+    except BaseException as fault:
+        if not isinstance(fault, KeyboardInterrupt):
+            shutil.rmtree(kept)
+        raise
+    shutil.rmtree(kept)
+    return result
+
+
+def _resume(folder: Path, data: Path | None, computing: dict[str, Any], as_json: bool) -> Result:
+    from cloister.simulation.store import read_run
+
+    job, settings = read_run(folder)
+    known = settings.pop("data")
+    source = data or (Path(known) if known else _bundled(job.data.target))
+    say(f"going on with the run in {folder}")
+    return _run(job, source, folder, as_json, **settings, **computing)
+
+
+def _run(job: Job, source: object, folder: Path, as_json: bool, **settings: Any) -> Result:
+    from cloister.cli.progress import Progress
+    from cloister.simulation.simulate import simulate as run
+
+    try:
+        with Progress(rounds=job.algorithm.rounds, quiet=as_json) as view:
+            view.train()
+            return run(job, source, folder=folder, progress=view.event, **settings)
+    except KeyboardInterrupt:
+        say(f"interrupted; to go on: cloister simulate --resume {folder}")
+        raise
 
 
 def _bundled(target: str) -> object:

@@ -52,13 +52,13 @@ class InMemory:
 
 
 class InFolder:
-    """Files `<site>.<step>`, replaced whole. For a site's worker, and for simulations of many processes.
+    """Files `<site>/<step>`, replaced whole. For a site's worker, and for simulations of many processes.
 
-    Args: folder: of this job alone; made if absent.
+    Args: folder: of this job alone; made if absent. durable: a power cut loses nothing; else only a kill does not.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self._folder, self._durable = folder, durable
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def load(self, site: str, step: int) -> Kept:
@@ -67,11 +67,13 @@ class InFolder:
         return unpack(self._path(site, max(before)).read_bytes())[1] if before else {}
 
     def save(self, site: str, step: int, tensors: Kept) -> None:
-        fresh = self._folder / f"{site}.new"
+        fresh = self._folder / site / "new"
+        fresh.parent.mkdir(exist_ok=True, mode=0o700)
         with fresh.open("wb") as file:
             file.write(pack({}, tensors))
             file.flush()
-            os.fsync(file.fileno())
+            if self._durable:
+                os.fsync(file.fileno())
         fresh.replace(self._path(site, step))
         steps = self._steps(site)
         needed = max((at for at in steps if at < step), default=step)
@@ -84,8 +86,10 @@ class InFolder:
             self._path(site, step).unlink()
 
     def _path(self, site: str, step: int) -> Path:
-        return self._folder / f"{site}.{step}"
+        return self._folder / site / str(step)
 
     def _steps(self, site: str) -> list[int]:
-        names = (path.name.rpartition(".") for path in self._folder.glob(f"{site}.*"))
-        return [int(step) for name, _, step in names if name == site and step.isdigit()]
+        try:
+            return [int(step) for step in os.listdir(self._folder / site) if step.isdigit()]
+        except FileNotFoundError:
+            return []

@@ -21,6 +21,7 @@ import numpy as np
 
 from cloister.job import Job
 from cloister.learn import Trainer, Workshop
+from cloister.learn.memory import SiteState
 from cloister.round import contribute
 from cloister.vector import Answer, FixedPoint, Query
 from cloister.vector.errors import DataError, TaskError, UsageError
@@ -57,8 +58,8 @@ class Engine(Protocol):
 class SerialEngine:
     """One site after the other, in this thread. The first sites' trainers are kept, up to a limit."""
 
-    def __init__(self, job: Job, data: Mapping[str, Any]) -> None:
-        self.job, self.data, self._workshop = job, data, Workshop(job)
+    def __init__(self, job: Job, data: Mapping[str, Any], memory: SiteState | None = None) -> None:
+        self.job, self.data, self._workshop = job, data, Workshop(job, memory)
         self._kept: dict[str, Trainer] = {}
         self._kept_bytes = 0
 
@@ -132,8 +133,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_engine(name: str, job: Job, data: Mapping[str, Any], processes: int | None = None) -> Engine:
-    """Args: name: one of ENGINES. processes: how many, by default one for each core.
+def make_engine(
+    name: str, job: Job, data: Mapping[str, Any], processes: int | None = None, memory: SiteState | None = None
+) -> Engine:
+    """Args:
+      name: one of ENGINES.
+      processes: how many, by default one for each core.
+      memory: what sites keep between rounds, where the algorithm has them do so.
 
     Raises: UsageError: an unknown name, a number of processes without sense.
     """
@@ -143,7 +149,7 @@ def make_engine(name: str, job: Job, data: Mapping[str, Any], processes: int | N
         raise UsageError(
             f"processes={processes} makes no sense with engine={name!r}.", mend="Use engine='processes'."
         )
-    serial = SerialEngine(job, data)
+    serial = SerialEngine(job, data, memory)
     if name == "processes":
         return _processes(serial, processes or cores())
     if name == "auto" and hasattr(os, "fork"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from cloister.job import Job, Torch
 from cloister.learn import complete
+from cloister.learn.memory import InFolder
 from cloister.learn.result import Result
 from cloister.privacy import PrivacyStatement
 from cloister.round import Program, choose_cohort, run
@@ -18,6 +22,8 @@ from cloister.simulation.cohort import Dropouts, Event, LocalCohort
 from cloister.simulation.data import columns_of, shards_of
 from cloister.simulation.engine import make_engine
 from cloister.simulation.sealing import Ideal, Masks, Seal
+from cloister.simulation.store import RunFolder
+from cloister.vector import State, Total
 from cloister.vector.errors import UsageError
 
 SEALS = ("ideal", "masks")
@@ -35,6 +41,7 @@ def simulate(
     dropouts: Dropouts = 0.0,
     engine: str = "auto",
     processes: int | None = None,
+    folder: str | Path | None = None,
     progress: Callable[[Event], None] | None = None,
 ) -> Result:
     """Runs a job as a federation would: the same questions, the same integers, the same model, in this process.
@@ -53,6 +60,8 @@ def simulate(
       engine: "serial", "processes", "batched" or "auto": processes as soon as a round takes long. They give the
         same model: bit for bit, except "batched", which rounds otherwise.
       processes: how many; one for each core if not given.
+      folder: where checkpoints are kept. The same call goes on from there after an interruption, and ends with the
+        same bits.
       progress: takes the events that a federation's `watch` gives.
     Raises: DataError, JobError, UsageError: the data, the job or a setting. TaskError: training fails at too many
       sites. RoundVoid: too many dropped out.
@@ -64,7 +73,13 @@ def simulate(
     columns = columns_of(job, tables)
     # a missing library is told before anything runs, and loading it is no part of a round's time
     import_module(f"cloister.learn.{'torch' if isinstance(job.task, Torch) else 'sklearn'}_task")
+    store = None
+    if folder is not None:
+        settings = {"data": _told(data), "sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
+        store = RunFolder(Path(folder), job, settings, every_step=job.algorithm.stateful)
     events: list[Event] = []
+    if store is not None:
+        events = store.events
 
     def observe(event: Event) -> None:
         events.append(event)
@@ -72,12 +87,11 @@ def simulate(
             progress(event)
 
     sealing: Seal = Masks(job, tables) if seal == "masks" else Ideal()
-    computing = make_engine(engine, job, tables, processes)
-    cohort = LocalCohort(job, computing, list(tables), sealing, dropouts=dropouts, observe=observe)
-    try:
-        state = run(Program(job, columns), cohort, observe=lambda state, total: cohort.settle(state))
-    finally:
-        computing.close()
+    with contextlib.ExitStack() as held:
+        computing = make_engine(engine, job, tables, processes, _memory(job, store, held))
+        held.callback(computing.close)
+        cohort = LocalCohort(job, computing, list(tables), sealing, dropouts=dropouts, observe=observe)
+        state = _run(Program(job, columns), cohort, store, seal)
     comparison = None
     if baselines:
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))
@@ -90,6 +104,42 @@ def simulate(
         sealing.receipts,
         comparison,
     )
+
+
+def _memory(job: Job, store: RunFolder | None, held: contextlib.ExitStack) -> InFolder | None:
+    """Where sites keep what they remember between rounds, for all processes: in the run's folder, or for its time."""
+    if not job.algorithm.stateful:
+        return None
+    if store is not None:
+        return InFolder(store.folder / "sites")
+    return InFolder(Path(held.enter_context(tempfile.TemporaryDirectory(prefix="cloister-"))), durable=False)
+
+
+def _run(program: Program, cohort: LocalCohort, store: RunFolder | None, seal: str) -> State:
+    """The loop, from the folder's checkpoint if there is one. Whatever ends it, the newest step is kept."""
+    if store is None:
+        return run(program, cohort, observe=lambda state, total: cohort.settle(state))
+
+    def settle(state: State, total: Total) -> None:
+        cohort.settle(state)
+        store.settled()
+
+    with store.locked():
+        before = store.load()
+        if before is not None and seal == "masks":
+            raise UsageError(
+                "a run with seal='masks' cannot go on: its sites' keys lived in the process that ended.",
+                mend="Use seal='ideal' in a folder of its own: it gives the same model, bit for bit.",
+            )
+        try:
+            return run(program, cohort, store, settle)
+        finally:
+            store.flush()
+
+
+def _told(data: Any) -> str | None:
+    """Where the data are, for `--resume`; None if they were handed over."""
+    return str(Path(data).resolve()) if isinstance(data, str | Path) else None
 
 
 def _statement(seal: str, cohort: int) -> PrivacyStatement:
