@@ -11,6 +11,7 @@ from torch import nn
 
 import cloister as cl
 from cloister import learn
+from cloister.learn.net_task import NetModel
 from cloister.learn.perceptron import Perceptron, cut
 from cloister.learn.prepare import Rows
 from cloister.learn.torch_task import TorchModel
@@ -20,10 +21,11 @@ from cloister.vector.errors import TaskError
 SHAPES = [(7, 5), (7,), (3, 7), (3,)]
 
 
-def targets(loss: str, shape: tuple[int, ...]) -> torch.Tensor:
+def targets(loss: str, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     if loss == "cross_entropy":
-        return nn.functional.one_hot(torch.randint(0, 3, shape[:-1]), 3).float()
-    return torch.randint(0, 2, shape).float() if loss == "bce" else torch.randn(shape)
+        return np.eye(3, dtype=np.float32)[rng.integers(0, 3, shape[:-1])]
+    y = rng.integers(0, 2, shape) if loss == "bce" else rng.normal(size=shape)
+    return y.astype(np.float32)
 
 
 def plain_loss(loss: str, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -38,31 +40,66 @@ def plain_loss(loss: str, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("clients", [None, 4])
 def test_written_out_gradients_are_those_of_autograd(loss: str, activation: str, clients: int | None) -> None:
-    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
     lead = () if clients is None else (clients,)
     size = sum(int(np.prod(shape)) for shape in SHAPES)
-    flat, gradient = torch.randn(*lead, size), torch.zeros(*lead, size)
-    x, y = torch.randn(*lead, 6, 5), targets(loss, (*lead, 6, 3))
-    shares: Any = 1 / 6 if clients is None else torch.full((clients, 6, 1), 1 / 6)
-    one = Perceptron(cut(flat, SHAPES), activation, loss)
-    before = x.clone()
-    losses = one.back_propagate(x, y, cut(gradient, SHAPES), beta=0.0, alpha=1.0, share=shares)
-    stepped = flat.clone()
-    Perceptron(cut(stepped, SHAPES), activation, loss).back_propagate(
-        x, y, cut(stepped, SHAPES), beta=1.0, alpha=-0.1, share=shares
-    )
-    assert torch.equal(x, before)
+    flat, gradient = rng.normal(size=(*lead, size)).astype(np.float32), np.zeros((*lead, size), np.float32)
+    x, y = rng.normal(size=(*lead, 6, 5)).astype(np.float32), targets(loss, rng, (*lead, 6, 3))
+    share: Any = np.float32(1 / 6) if clients is None else np.full((clients, 6, 1), 1 / 6, np.float32)
+    before, stepped = x.copy(), flat.copy()
+    net = Perceptron(cut(flat, SHAPES), activation, loss)
+    losses = net.back_propagate(x, y, cut(gradient, SHAPES), step=None, share=share)
+    layers = cut(stepped, SHAPES)
+    Perceptron(layers, activation, loss).back_propagate(x, y, layers, step=0.1, share=share)
+    np.testing.assert_array_equal(x, before)
     for at in range(clients or 1):
         pick = (lambda each: each) if clients is None else (lambda each, at=at: each[at])
-        weights = pick(flat).clone().requires_grad_()
-        (w1, b1), (w2, b2) = cut(weights, SHAPES)
-        hidden = getattr(torch, activation)(pick(x) @ w1.T + b1)
-        value = plain_loss(loss, hidden @ w2.T + b2, pick(y))
+        weights = torch.tensor(pick(flat), requires_grad=True)
+        w1, b1 = weights[:35].view(7, 5), weights[35:42]
+        w2, b2 = weights[42:63].view(3, 7), weights[63:]
+        hidden = getattr(torch, activation)(torch.tensor(pick(x)) @ w1.T + b1)
+        value = plain_loss(loss, hidden @ w2.T + b2, torch.tensor(pick(y)))
         value.backward()
         assert weights.grad is not None
-        torch.testing.assert_close(pick(gradient), weights.grad)
-        torch.testing.assert_close(pick(losses), value.detach())
-        torch.testing.assert_close(pick(stepped), weights.detach() - 0.1 * weights.grad)
+        close = {"rtol": 1e-4, "atol": 1e-6}
+        np.testing.assert_allclose(pick(gradient), weights.grad.numpy(), **close)
+        np.testing.assert_allclose(pick(losses), value.item(), **close)
+        np.testing.assert_allclose(pick(stepped), weights.detach().numpy() - 0.1 * weights.grad.numpy(), **close)
+
+
+@pytest.mark.parametrize("loss", ["bce", "mse"])
+def test_losses_and_scores_stay_finite_at_any_logit(loss: str) -> None:
+    task = cl.Torch(cl.nets.Linear(), loss, cl.SGD(0.1))
+    made = cl.Job(cl.Arrays("a", (1,), 2 if loss == "bce" else None), task, cl.FedAvg(rounds=1))
+    model = NetModel(made, {"weight": (1, 1), "bias": (1,)})
+    rows = Rows(np.array([[-1e4], [0.0], [1e4]], np.float32), np.array([1.0, 0.0, 0.0]))
+    said = model.assess(np.array([1.0, 0.0], np.float32), rows)
+    assert np.isfinite(said.losses).all()
+    assert np.isfinite(said.scores).all()
+    if loss == "bce":
+        np.testing.assert_allclose(said.losses, [1e4, np.log(2), 1e4])
+        np.testing.assert_allclose(said.scores, [0, 0.5, 1])
+
+
+@pytest.mark.parametrize(
+    "optimizer", [cl.SGD(0.1), cl.SGD(0.1, momentum=0.9, weight_decay=0.01), cl.Adam(0.01)], ids=str
+)
+@pytest.mark.parametrize("steps", [None, 7])
+def test_many_clients_at_once_are_as_one_by_one(optimizer: Any, steps: int | None) -> None:
+    task = cl.Torch(cl.nets.MLP([6]), "cross_entropy", optimizer, batch_size=4, steps=steps)
+    made = cl.Job(cl.Arrays("a", (5,), 3), task, cl.FedAvg(rounds=1))
+    shapes, tensors = made.initial_model(5)
+    model, flat = NetModel(made, shapes), flatten(tensors, list(shapes))
+    rng = np.random.default_rng(0)
+    clients = [
+        Rows(rng.normal(size=(rows, 5)).astype(np.float32), rng.integers(0, 3, rows)) for rows in (9, 1, 16, 3, 4)
+    ]
+    seeds = [11, 12, 13, 14, 15]
+    together = model.train_many(flat, clients, seeds)
+    for rows, seed, trained in zip(clients, seeds, together, strict=True):
+        alone = model.train(flat, rows, seed, 1)
+        assert (trained.steps, trained.loss) == (alone.steps, pytest.approx(alone.loss, rel=1e-5))
+        np.testing.assert_allclose(trained.delta, alone.delta, atol=2e-6)
 
 
 class Net(nn.Module):

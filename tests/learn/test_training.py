@@ -99,8 +99,8 @@ def test_local_training_itself_is_plain_torch(model: Any, chosen: Any, plain: An
 
     Declarative nets are written out without autograd: the same to rounding.
     """
+    from cloister.learn.models import back_end
     from cloister.learn.prepare import Rows
-    from cloister.learn.torch_task import TorchModel
     from cloister.vector import flatten
 
     made = learn.complete(job(cl.Torch(model, "bce", chosen, epochs=3)))
@@ -108,7 +108,7 @@ def test_local_training_itself_is_plain_torch(model: Any, chosen: Any, plain: An
     flat = flatten(tensors, list(shapes))
     x = cancer.drop(columns="target").to_numpy()
     rows = Rows(((x - x.mean(0)) / x.std(0)).astype(np.float32), cancer["target"].to_numpy())
-    trained = TorchModel(made, shapes, 30).train(flat, rows, seed=11, round_=1)
+    trained = back_end(made, shapes.items(), 30).train(flat, rows, seed=11, round_=1)
     delta, loss = trained.delta, trained.loss
 
     module = torch.nn.Sequential(

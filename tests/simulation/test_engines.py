@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import cloister as cl
 from cloister.learn import Trainer
@@ -199,3 +201,36 @@ def test_what_sites_remember_is_theirs_on_every_engine(engine, processes):
     result = cl.simulate(made, Sites(12), engine=engine, processes=processes)
     assert result.state.to_bytes() == cl.simulate(made, Sites(12), engine="serial").state.to_bytes()
     assert result.state.to_bytes() != cl.simulate(job(), Sites(12), engine="serial").state.to_bytes()
+
+
+@pytest.mark.parametrize("optimizer", [cl.SGD(0.1), cl.Adam(0.01)])
+def test_many_clients_at_once_give_the_same_model_to_rounding(optimizer):
+    task = cl.Torch(cl.nets.MLP([5]), "bce", optimizer, batch_size=4)
+    made = dataclasses.replace(job(evaluate=cl.Evaluate(holdout=0.3)), task=task)
+    batched, serial = (cl.simulate(made, Sites(30), engine=engine) for engine in ("batched", "serial"))
+    np.testing.assert_allclose(batched.state.tensors["model"], serial.state.tensors["model"], atol=1e-6)
+    for column in ("loss", "accuracy", "site_accuracy", "auc", "train_loss", "rows", "sites"):
+        np.testing.assert_allclose(batched.history[column], serial.history[column], atol=1e-5)
+
+
+def test_batched_faults_are_the_sites_own():
+    class Spoiled(Sites):
+        def __getitem__(self, site):
+            x, y = super().__getitem__(site)
+            if site == "client-2":
+                return np.full_like(x, np.inf), y
+            return (x, y + 7) if site == "client-3" else (x, y)
+
+    events: list[dict[str, Any]] = []
+    made = job(algorithm=cl.FedAvg(rounds=1))
+    cl.simulate(made, Spoiled(12), engine="batched", progress=events.append)
+    told = {(event["site"], event["error"]) for event in events if event["event"] == "refused"}
+    assert told == {("client-2", "TaskError"), ("client-3", "DataError")}
+
+
+@pytest.mark.parametrize(
+    "change", [{"algorithm": cl.SCAFFOLD(rounds=2)}, {"task": cl.Torch(torch.nn.Module, "bce", cl.SGD(0.1))}]
+)
+def test_what_cannot_be_batched_is_refused(change):
+    with pytest.raises(UsageError, match="Use engine='processes'"):
+        make_engine("batched", dataclasses.replace(job(), **change), Sites(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,11 +36,15 @@ class Model(Protocol):
 
 
 def back_end(job: Job, shapes: Iterable[tuple[str, Iterable[int]]], inputs: int) -> Model:
-    """The back end of the job's task; only here are torch and scikit-learn loaded.
+    """The back end of the job's task; torch and scikit-learn are loaded only if it needs them.
 
     Args: shapes: name and shape of the model's tensors, in the flat vector's order. inputs: prepared columns.
     """
     sizes = {name: tuple(shape) for name, shape in shapes}
+    if declarative(job):
+        from cloister.learn.net_task import NetModel
+
+        return NetModel(job, sizes)
     if isinstance(job.task, Torch):
         from cloister.learn.torch_task import TorchModel
 
@@ -47,6 +52,17 @@ def back_end(job: Job, shapes: Iterable[tuple[str, Iterable[int]]], inputs: int)
     from cloister.learn.sklearn_task import SklearnModel
 
     return SklearnModel(job, sizes)
+
+
+def declarative(job: Job) -> bool:
+    """Whether net and loss are named, not code: they are computed without torch."""
+    return isinstance(job.task, Torch) and not isinstance(job.task.model, Code) and isinstance(job.task.loss, str)
+
+
+def load_back_end(job: Job) -> None:
+    """Loads the libraries of the job's task. Raises EnvironmentFailure: one is not installed."""
+    kind = "net" if declarative(job) else "torch" if isinstance(job.task, Torch) else "sklearn"
+    import_module(f"cloister.learn.{kind}_task")
 
 
 def complete(job: Job) -> Job:

@@ -1,19 +1,23 @@
-"""`nets.MLP` and `nets.Linear` written out: forward pass, loss and backward pass without autograd.
+"""`nets.MLP` and `nets.Linear` written out in numpy: forward pass, loss and backward pass without autograd.
 
-A step is one matrix product a layer forwards and two backwards, each written where its result belongs; for plain SGD
-the product that is the gradient is added to the weights at once, so no gradient is ever stored. All of it works with
-one more dimension in front, of clients that each have weights of their own (`clients=True`).
+A step is one matrix product a layer forwards and two backwards. For plain SGD the product that is the gradient is
+added to the weights at once (BLAS gemm with beta = 1), so no gradient is ever stored. All of it works with one more
+dimension in front, of clients that each have weights of their own.
 """
 
 from __future__ import annotations
 
-import torch
-from torch.nn import functional
+from collections.abc import Sequence
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg.blas import sgemm
+
+Floats = npt.NDArray[np.float32]
+Layers = list[tuple[Floats, Floats]]
 
 
-def cut(flat: torch.Tensor, shapes: list[tuple[int, ...]]) -> Layers:
+def cut(flat: Floats, shapes: Sequence[tuple[int, ...]]) -> Layers:
     """Weight and bias of each layer as views of a flat vector [d], or of [clients, d].
 
     Args: shapes: of weight [out, in] and bias [out] in turn, in the flat vector's order.
@@ -21,85 +25,88 @@ def cut(flat: torch.Tensor, shapes: list[tuple[int, ...]]) -> Layers:
     found, at = [], 0
     for weight, bias in zip(shapes[::2], shapes[1::2], strict=True):
         middle, end = at + weight[0] * weight[1], at + weight[0] * weight[1] + bias[0]
-        found.append((flat[..., at:middle].view(*flat.shape[:-1], *weight), flat[..., middle:end]))
+        found.append((flat[..., at:middle].reshape(*flat.shape[:-1], *weight), flat[..., middle:end]))
         at = end
     return found
 
 
 class Perceptron:
-    """Losses and gradients of a perceptron.
+    """Outputs, losses and gradients of a perceptron with these weights.
 
-    Args:
-      weights: views of the flat weights, as `cut` gives them.
-      activation: "relu" or "tanh". loss: "bce", "cross_entropy" or "mse".
+    Args: weights: as `cut` gives them. activation: "relu" or "tanh". loss: "bce", "cross_entropy" or "mse".
     """
 
     def __init__(self, weights: Layers, activation: str, loss: str) -> None:
         self._weights, self._tanh, self._loss = weights, activation == "tanh", loss
-        self._clients = weights[0][0].ndim == 3
 
     def back_propagate(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        into: Layers,
-        *,
-        beta: float,
-        alpha: float,
-        share: torch.Tensor | float,
-    ) -> torch.Tensor:
-        """One batch: into = beta * into + alpha * gradient, of the mean loss before this call.
+        self, x: Floats, y: Floats, into: Layers, *, step: float | None, share: Floats | np.float32
+    ) -> Floats | np.float32:
+        """One batch.
 
         Args:
-          x: float32[rows, inputs]. y: float32[rows, outputs]: the labels, one-hot for cross_entropy.
-          into: gradients, or with beta = 1 the weights themselves.
+          x: float32[rows, inputs]. y: float32[rows, outputs]: the targets, one-hot for cross_entropy.
+          into: where the gradient of the mean loss goes; or with a `step` the weights, which are moved by it at once.
           share: of each row in the mean: 1 / rows, or [clients, rows, 1] where clients' batches differ in size.
-        Returns: the mean loss, a scalar (or one for each client).
+        Returns: the mean loss before, a scalar (or one for each client).
         """
         inputs = self._forward(x)
         error, loss = self._error(inputs.pop(), y, share)
         for layer in reversed(range(len(self._weights))):
-            weight, _ = self._weights[layer]
             entering = inputs[layer]
             # before this layer's weights change, for `into` may be the weights
-            below = self._below(error, weight, entering) if layer else error
-            (into_weight, into_bias) = into[layer]
-            if self._clients:
-                into_weight.baddbmm_(error.mT, entering, beta=beta, alpha=alpha)
+            below = self._below(error, self._weights[layer][0], entering) if layer else error
+            weight, bias = into[layer]
+            if step is None:
+                np.matmul(error.swapaxes(-1, -2), entering, out=weight)
+                error.sum(-2, out=bias)
+            elif weight.ndim == 2:  # adds -step * error.T @ entering; column-major, so everything is transposed
+                sgemm(-step, entering.T, error.T, 1.0, weight.T, trans_b=True, overwrite_c=True)
+                bias -= np.float32(step) * error.sum(-2)
             else:
-                into_weight.addmm_(error.T, entering, beta=beta, alpha=alpha)
-            if beta:
-                into_bias.add_(error.sum(-2), alpha=alpha)
-            else:
-                torch.sum(error, -2, out=into_bias)
+                error *= np.float32(step)
+                weight -= np.matmul(error.swapaxes(-1, -2), entering)
+                bias -= error.sum(-2)
             error = below
         return loss
 
-    def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def outputs(self, x: Floats) -> Floats:
+        """float32[rows, outputs] of the last layer: logits, or values."""
+        return self._forward(x)[-1]
+
+    def _forward(self, x: Floats) -> list[Floats]:
         """What enters each layer, and what leaves the last."""
         passed = [x]
         for weight, bias in self._weights:
+            entering = passed[-1]
             if len(passed) > 1:
-                passed[-1].tanh_() if self._tanh else passed[-1].relu_()
-            if self._clients:
-                passed.append(torch.baddbmm(bias.unsqueeze(-2), passed[-1], weight.mT))
-            else:
-                passed.append(torch.addmm(bias, passed[-1], weight.T))
+                np.tanh(entering, out=entering) if self._tanh else np.maximum(entering, 0, out=entering)
+            leaving = np.matmul(entering, weight.swapaxes(-1, -2))
+            leaving += bias if bias.ndim == 1 else bias[:, None, :]
+            passed.append(leaving)
         return passed
 
-    def _below(self, error: torch.Tensor, weight: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
-        below = error @ weight
-        return below.mul_(1.0 - entering * entering) if self._tanh else below.mul_(entering > 0)
+    def _below(self, error: Floats, weight: Floats, entering: Floats) -> Floats:
+        below: Floats = np.matmul(error, weight)
+        below *= 1 - entering * entering if self._tanh else entering > 0
+        return below
 
-    def _error(
-        self, output: torch.Tensor, y: torch.Tensor, share: torch.Tensor | float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The derivative of the mean loss by the output, and the mean loss."""
+    def _error(self, output: Floats, y: Floats, share: Floats | np.float32) -> tuple[Floats, Floats | np.float32]:
+        """The derivative of the mean loss by the output, and the mean loss. Overwrites the output."""
         if self._loss == "cross_entropy":
-            log = functional.log_softmax(output, -1)
-            return log.exp().sub_(y).mul_(share), (log * y).mul_(share).sum((-2, -1)).neg_()
-        if self._loss == "mse":
-            error = output - y
-            return error * (2.0 * share), error.square_().mul_(share).sum((-2, -1))
-        rows = functional.binary_cross_entropy_with_logits(output, y, reduction="none")
-        return torch.sigmoid(output).sub_(y).mul_(share), rows.mul_(share).sum((-2, -1))
+            output -= output.max(-1, keepdims=True)
+            raised = np.exp(output)
+            total = raised.sum(-1, keepdims=True)
+            losses = np.log(total) - (output * y).sum(-1, keepdims=True)
+            raised /= total
+            raised -= y
+        elif self._loss == "bce":  # -log p = max(z, 0) - z * y + log(1 + exp(-|z|)), without overflow
+            losses = np.maximum(output, 0) - output * y + np.log1p(np.exp(-np.abs(output)))
+            raised = np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * output)) - y
+        else:
+            raised = output - y
+            losses = raised * raised
+            raised *= 2
+        raised *= share
+        mean: Floats | np.float32 = (losses * share).sum((-2, -1))
+        return raised, mean

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.algorithms import Curvature, Terms, Trained
-from cloister.job import SGD, Job, Torch, nets
+from cloister.job import Job, Torch, nets
 from cloister.job.load import files_of, line_of, resolve
 from cloister.job.nets import Code
+from cloister.learn.batches import passes
 from cloister.learn.metrics import Predictions
 from cloister.learn.prepare import Inputs, Rows
 from cloister.vector.bundle import Array
@@ -32,7 +33,6 @@ except ModuleNotFoundError:
     raise EnvironmentFailure("this job needs PyTorch.", mend="pip install 'cloister[torch]'") from None
 
 from cloister.learn.descent import Drift, descent
-from cloister.learn.perceptron import Layers, Perceptron, cut
 
 Flat = npt.NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
@@ -40,22 +40,17 @@ EVALUATED_AT_ONCE = 8192  # rows of one forward pass without gradients: bounds t
 
 
 @contextlib.contextmanager
-def one_thread(seed: int | None) -> Iterator[None]:
-    """Deterministic torch: one thread (sums in one order) and a generator seeded anew; both as before afterwards.
-
-    Args: seed: None where nothing is drawn.
-    """
+def one_thread(seed: int) -> Iterator[None]:
+    """Deterministic torch: one thread (sums in one order) and a generator seeded anew; both as before afterwards."""
     threads = torch.get_num_threads()
     if threads > 1:
         torch.set_num_threads(1)
-    drawn = None if seed is None else torch.get_rng_state()
-    if seed is not None:
-        torch.default_generator.manual_seed(seed)
+    drawn = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        if drawn is not None:
-            torch.set_rng_state(drawn)
+        torch.set_rng_state(drawn)
         if threads > 1:
             torch.set_num_threads(threads)
 
@@ -149,7 +144,6 @@ class TorchModel:
         self._channels_last: bool | None = None  # not known before an image was seen
         self._lay_out(channels_last=False)
         self.loss = None if isinstance(self.task.loss, str) else resolve(job, self.task.loss)
-        self._by_hand = self._perceptron(shapes)
 
     def _lay_out(self, channels_last: bool) -> None:
         """Makes the module's tensors views of the flat vectors; kernels of convolutions with channels innermost."""
@@ -161,15 +155,6 @@ class TorchModel:
             if tensor.requires_grad:
                 tensor.grad = _view(self._gradient[part], tensor.shape, inner)
         self._kernels = [each for each in self._tensors.values() if channels_last and each.ndim == 4]
-
-    def _perceptron(self, shapes: Shapes) -> tuple[Perceptron, Layers, Layers] | None:
-        """Of declarative nets and losses, which need no autograd: it, its weights and its gradient."""
-        model, loss = self.task.model, self.task.loss
-        if isinstance(model, Code) or not isinstance(loss, str):
-            return None
-        sides = list(shapes.values())
-        weights, gradient = cut(self._trained, sides), cut(self._gradient, sides)
-        return Perceptron(weights, getattr(model, "activation", "relu"), loss), weights, gradient
 
     def load(self, flat: Flat) -> None:
         broadcast = torch.from_numpy(np.ascontiguousarray(flat, np.float32))
@@ -193,9 +178,8 @@ class TorchModel:
         Returns: delta (local minus start) float32[d]; the mean training loss over all rows seen, without the terms.
         Raises: TaskError: the job's code raises.
         """
-        learn = self._learn_by_hand if self._by_hand else self._learn
-        with one_thread(None if self._by_hand else seed):
-            total, seen, steps = learn(flat, rows, seed, round_, terms)
+        with one_thread(seed):
+            total, seen, steps = self._learn(flat, rows, seed, round_, terms)
             delta = self._weights()
         delta -= flat
         return Trained(delta, float(total) / max(seen, 1), steps)
@@ -223,29 +207,6 @@ class TorchModel:
                 seen, steps = seen + len(y), steps + 1
         return total, seen, steps
 
-    @torch.inference_mode()
-    def _learn_by_hand(
-        self, flat: Flat, rows: Rows, seed: int, round_: int, terms: Terms
-    ) -> tuple[torch.Tensor, int, int]:
-        """The same without autograd. Plain SGD adds each product that is a gradient to the weights at once."""
-        assert self._by_hand is not None
-        perceptron, weights, gradient = self._by_hand
-        drift = self._drift(terms, flat)
-        self.load(flat)
-        spec = self.task.optimizer
-        plain = isinstance(spec, SGD) and not spec.momentum and not spec.weight_decay
-        at_once = plain and not terms.change_steps
-        optimizer = None if at_once else descent(spec, self._trained, self._gradient)
-        into, beta, alpha = (weights, 1.0, -spec.lr) if at_once else (gradient, 0.0, 1.0)
-        total, seen, steps = torch.zeros(()), 0, 0
-        for x, y in self._batches(torch.from_numpy(rows.x), self._wide_targets(rows), seed, terms.epochs):
-            loss = perceptron.back_propagate(x, y, into, beta=beta, alpha=alpha, share=1.0 / len(y))
-            if optimizer:
-                drift.step(optimizer)
-            total.add_(loss, alpha=len(y))
-            seen, steps = seen + len(y), steps + 1
-        return total, seen, steps
-
     def _drift(self, terms: Terms, flat: Flat) -> Drift:
         """The terms over the trained part of the flat vector, in its order."""
 
@@ -263,21 +224,12 @@ class TorchModel:
     def _batches(
         self, x: torch.Tensor, y: torch.Tensor, seed: int, epochs: int | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Shuffled minibatches: whole epochs, or as many steps as the task says, reshuffled when rows run out.
-
-        An epoch's rows are gathered at once; its batches are views of them.
-        """
-        rng, size, rows = np.random.default_rng(seed), self.task.batch_size, len(y)
-        bounds = [*range(0, rows, size), rows]
-        if self._normalizes and rows > size and rows % size == 1:
-            del bounds[-2]  # the last row joins the batch before: alone it has no deviation to divide by
-        asked = self.task.steps if epochs is None else None
-        steps = asked or (epochs or self.task.epochs or 1) * (len(bounds) - 1)
-        while steps > 0:
-            order = torch.from_numpy(rng.permutation(rows))
+        """Shuffled minibatches. A pass's rows are gathered at once; its batches are views of them."""
+        # alone, a last row has no deviation for BatchNorm to divide by
+        for drawn, bounds in passes(self.task, len(y), seed, epochs, joins_lone_row=self._normalizes):
+            order = torch.from_numpy(drawn)
             shuffled, labels = x[order], y[order]
-            for start, stop in list(itertools.pairwise(bounds))[:steps]:
-                steps -= 1
+            for start, stop in bounds:
                 yield shuffled[start:stop], labels[start:stop]
 
     def _inputs(self, x: Inputs) -> torch.Tensor:
@@ -306,13 +258,6 @@ class TorchModel:
             self._lay_out(channels_last=False)
             return False
         return True
-
-    def _wide_targets(self, rows: Rows) -> torch.Tensor:
-        """float32[rows, outputs]: a column, or one-hot."""
-        y = self._targets(rows)
-        if self.task.loss == "cross_entropy":
-            return functional.one_hot(y, self.job.outputs).float()
-        return y.unsqueeze(1)
 
     def _targets(self, rows: Rows) -> torch.Tensor:
         classes = self.job.kind == "multiclass" or self.task.loss == "cross_entropy"
@@ -384,10 +329,17 @@ class TorchModel:
 
     def export(self, flat: Flat) -> nn.Module:
         """A module of its own with these values, in evaluation mode."""
-        self.load(flat)
-        module = make_module(self.job, self.inputs)
-        module.load_state_dict({name: tensor.clone() for name, tensor in self.module.state_dict().items()})
-        return module.eval()
+        return module_of(self.job, flat, self.inputs)
+
+
+def module_of(job: Job, flat: Flat, inputs: int) -> nn.Module:
+    """The job's module with the values of a flat model, in evaluation mode."""
+    module, at = make_module(job, inputs), 0
+    for tensor in tensors_of(module).values():
+        part = torch.from_numpy(np.array(flat[at : at + tensor.numel()], np.float32))
+        tensor.data.copy_(part.view(tensor.shape))
+        at += tensor.numel()
+    return module.eval()
 
 
 def initial_of(job: Job) -> dict[str, Array]:

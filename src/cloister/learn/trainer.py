@@ -127,10 +127,7 @@ class Trainer:
         values = self._evaluation(here, model, test) if query.config.get("evaluate") else {}
         answer = self.job.algorithm.local(here)
         if not all(np.isfinite(value).all() for value in (*answer.values(), *here.memory.values())):
-            raise TaskError(
-                f"round {query.config['round']}: the local model diverged: its loss or weights are not finite.",
-                mend="Lower the learning rate, or add cl.Standardize() to prepare.",
-            )
+            raise diverged(query)
         if self.job.algorithm.stateful:
             self._workshop.memory.save(self.site, query.config["step"], here.memory)
         return {**values, **answer}
@@ -144,7 +141,7 @@ class Trainer:
         for name, flat in self.job.algorithm.models(here).items():
             said = model.assess(flat, test)
             if not (np.isfinite(said.scores).all() and np.isfinite(said.losses).all()):
-                raise TaskError("the broadcast model's predictions are not finite.", mend="Lower the learning rate.")
+                raise unfinite()
             found |= blocks(self.job.kind, said, test.y, name)
         return found
 
@@ -172,6 +169,17 @@ class Trainer:
             self._prepared = (self._workshop.fitted, train, test)
         _, train, test = self._prepared
         return self._workshop.model(query, math.prod(train.x.shape[1:])), train, test
+
+
+def diverged(query: Query) -> TaskError:
+    return TaskError(
+        f"round {query.config['round']}: the local model diverged: its loss or weights are not finite.",
+        mend="Lower the learning rate, or add cl.Standardize() to prepare.",
+    )
+
+
+def unfinite() -> TaskError:
+    return TaskError("the broadcast model's predictions are not finite.", mend="Lower the learning rate.")
 
 
 _TASKS: Mapping[str, Any] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cloister.learn.net_task import declarative
+from cloister.learn.models import declarative
 from cloister.learn.together import answers
 from cloister.round import contribute
 from cloister.simulation.engine import Part, SerialEngine

@@ -149,6 +149,10 @@ def make_engine(
         raise UsageError(
             f"processes={processes} makes no sense with engine={name!r}.", mend="Use engine='processes'."
         )
+    if name == "batched":
+        from cloister.simulation.batched import BatchedEngine
+
+        return BatchedEngine(job, data, memory).check()
     serial = SerialEngine(job, data, memory)
     if name == "processes":
         return _processes(serial, processes or cores())

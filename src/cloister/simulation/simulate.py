@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cloister.job import Job, Torch
+from cloister.job import Job
 from cloister.learn import complete
 from cloister.learn.memory import InFolder
+from cloister.learn.models import load_back_end
 from cloister.learn.result import Result
 from cloister.privacy import PrivacyStatement
 from cloister.round import Program, choose_cohort, run
@@ -72,7 +72,7 @@ def simulate(
     tables = shards_of(job, data, sites, partition)
     columns = columns_of(job, tables)
     # a missing library is told before anything runs, and loading it is no part of a round's time
-    import_module(f"cloister.learn.{'torch' if isinstance(job.task, Torch) else 'sklearn'}_task")
+    load_back_end(job)
     store = None
     if folder is not None:
         settings = {"data": _told(data), "sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}

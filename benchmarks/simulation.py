@@ -1,0 +1,281 @@
+"""How fast a simulated federation trains, beside the loop that one would write by hand, in the same run.
+
+    python benchmarks/simulation.py [--quick] [--repeats N] [--json]
+
+FedAvg with 1,000 clients of 50 images of 28 x 28, a cohort of 50, one local epoch, batches of 10: a perceptron of
+100,000 parameters and a small convolutional net. The loop by hand trains the same clients with torch.nn, torch.optim
+and one module for all, on one thread, and averages as it goes: what pays for no federation, seal or check.
+
+A round of each takes its turn, again and again, and the fastest round of each counts: other work on the machine hits
+all alike, and the ratio is what to compare. Clients per second are of whole rounds: asking, training, fixed point,
+summing, opening, the new model.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional
+
+import cloister as cl
+from cloister import learn
+from cloister.learn import trainer
+from cloister.round import Program
+from cloister.simulation.cohort import LocalCohort
+from cloister.simulation.engine import Engine, cores, make_engine
+from cloister.simulation.sealing import Ideal
+from cloister.vector import State
+
+CLIENTS, ROWS, COHORT, BATCH, LR = 1_000, 50, 50, 10, 0.05
+TARGETS = {("mlp", "serial"): 1.5, ("cnn", "serial"): 1.0, ("mlp", "processes"): 1.8, ("cnn", "processes"): 1.8}
+TARGET_OVERHEAD_SECONDS = 100e-6
+TARGET_GROWTH_BYTES = 64 << 20
+
+
+class Net(nn.Module):
+    """Two convolutions of 5 x 5 with 16 and 32 channels, each halved by pooling, and one linear layer: 18,378."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(1, 16, 5), nn.Conv2d(16, 32, 5), nn.Linear(512, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.max_pool2d(functional.relu(self.first(x)), 2)
+        x = functional.max_pool2d(functional.relu(self.second(x)), 2)
+        out: torch.Tensor = self.last(x.flatten(1))
+        return out
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. ratio: to the loop by hand, or of two processes to one. target: the least (None: no bar)."""
+
+    model: str
+    what: str
+    clients_per_second: float
+    ratio: float
+    target: float | None
+
+    @property
+    def met(self) -> bool:
+        return self.target is None or self.ratio >= self.target
+
+
+def images() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (CLIENTS, ROWS, 1, 28, 28)).astype(np.uint8)
+    y = rng.integers(0, 10, (CLIENTS, ROWS))
+    return {f"client-{at}": (x[at], y[at]) for at in range(CLIENTS)}
+
+
+def by_hand(make: Callable[[], nn.Module], data: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Callable[[], None]:
+    """One round of the bare loop. Its images are floats in memory already."""
+    torch.manual_seed(0)
+    module = make()
+    model = {name: value.clone() for name, value in module.state_dict().items()}
+    names = list(data)
+    tensors = {site: (torch.from_numpy(x).float() / 255, torch.from_numpy(y)) for site, (x, y) in data.items()}
+    rng = np.random.default_rng(0)
+
+    def round_() -> None:
+        mean = {name: torch.zeros_like(value) for name, value in model.items()}
+        for at in rng.choice(CLIENTS, COHORT, replace=False):
+            x, y = tensors[names[at]]
+            module.load_state_dict(model)
+            optimizer = torch.optim.SGD(module.parameters(), lr=LR)
+            order = torch.randperm(ROWS)
+            for start in range(0, ROWS, BATCH):
+                batch = order[start : start + BATCH]
+                optimizer.zero_grad()
+                functional.cross_entropy(module(x[batch]), y[batch]).backward()
+                optimizer.step()
+            for name, value in module.state_dict().items():
+                mean[name] += value / COHORT
+        model.update(mean)
+
+    return round_
+
+
+class Rounds:
+    """A simulation that goes on by one training round a call, as `cl.simulate` does."""
+
+    def __init__(self, job: cl.Job, data: Mapping[str, Any], engine: Engine) -> None:
+        self._program, self.engine = Program(job, {}), engine
+        self._cohort = LocalCohort(job, engine, list(data), Ideal())
+        self.state: State = self._program.start()
+        self()  # the profile: how many rows there are
+
+    def __call__(self) -> None:
+        query = self._program.ask(self.state)
+        assert query is not None
+        self.state = self._program.learn(self.state, self._cohort.sum(query))
+        self._cohort.settle(self.state)
+
+
+def job_of(model: Any, cohort: float = COHORT / CLIENTS, shape: tuple[int, ...] = (1, 28, 28)) -> cl.Job:
+    task = cl.Torch(model, "cross_entropy", cl.SGD(lr=LR), epochs=1, batch_size=BATCH)
+    return learn.complete(
+        cl.Job(cl.Arrays("images", shape, 10), task, cl.FedAvg(rounds=10**6, cohort=cohort), evaluate=None)
+    )
+
+
+def best_of(contenders: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Seconds of each one's fastest round, the rounds of all taking turns; the first of each warms up."""
+    best = dict.fromkeys(contenders, float("inf"))
+    for repeat in range(repeats + 1):
+        for name, round_ in contenders.items():
+            begin = time.perf_counter()
+            round_()
+            if repeat:
+                best[name] = min(best[name], time.perf_counter() - begin)
+    return best
+
+
+def throughput(name: str, make: Callable[[], nn.Module], model: Any, repeats: int, processes: int) -> Iterator[Row]:
+    data, job = images(), job_of(model)
+    torch.set_num_threads(1)
+    engines = {"serial": make_engine("serial", job, data), "batched": make_engine("batched", job, data)}
+    if processes > 1:
+        engines["processes"] = make_engine("processes", job, data, processes)
+    try:
+        rounds = {what: Rounds(job, data, engine) for what, engine in engines.items()}
+        seconds = best_of({"by hand": by_hand(make, data), **rounds}, repeats)
+    finally:
+        for engine in engines.values():
+            engine.close()
+    yield Row(name, "by hand, one thread", COHORT / seconds["by hand"], 1.0, None)
+    for what in rounds:
+        base = seconds["serial" if what == "processes" else "by hand"]
+        label = f"{what}, {processes} processes to serial" if what == "processes" else f"{what}, one thread"
+        target = TARGETS.get((name, what)) if what != "processes" or processes == 2 else None
+        yield Row(name, label, COHORT / seconds[what], base / seconds[what], target)
+
+
+class Nothing:
+    """A model that learns nothing at no cost: what is left is the engine."""
+
+    def train(self, flat: np.ndarray, rows: Any, seed: int, round_: int, **_: Any) -> tuple[np.ndarray, float]:
+        return np.zeros_like(flat), 0.0
+
+
+def overhead(repeats: int) -> float:
+    """Seconds a client of an engine whose task is empty."""
+    x, y = np.zeros((3, 1), np.float32), np.array([0, 1, 2])
+    data = {f"client-{at}": (x, y) for at in range(CLIENTS)}
+    job = job_of(cl.nets.Linear(), cohort=1.0, shape=(1,))
+    original, trainer.back_end = trainer.back_end, lambda *_: Nothing()  # type: ignore[assignment]
+    try:
+        return best_of({"empty": Rounds(job, data, make_engine("serial", job, data))}, repeats)["empty"] / CLIENTS
+    finally:
+        trainer.back_end = original
+
+
+class Crowd(Mapping[str, Any]):
+    """100,000 clients, each made when it is asked."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __getitem__(self, site: str) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(int(site.partition("-")[2]))
+        y = rng.integers(0, 10, 20)
+        return rng.normal(size=(20, 16)).astype(np.float32) + y[:, None], y
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"client-{at}" for at in range(self._count))
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def crowd(clients: int, cohort: int, rounds: int) -> dict[str, Any]:
+    """A large cohort of a crowd: time of a round, and memory after the first and after the last."""
+    job = cl.Job(
+        cl.Arrays("crowd", (16,), 10),
+        cl.Torch(cl.nets.MLP([32]), "cross_entropy", cl.SGD(lr=LR), batch_size=BATCH),
+        cl.FedAvg(rounds=10**6, cohort=cohort / clients),
+        evaluate=None,
+        bits=64,  # what 32 bits leave to one of 100,000 is too coarse
+    )
+    data = Crowd(clients)
+    running = Rounds(job, data, make_engine("serial", job, data))
+    running()
+    before = resident_bytes()
+    begin = time.perf_counter()
+    for _ in range(rounds):
+        running()
+    seconds = (time.perf_counter() - begin) / rounds
+    return {
+        "clients": clients,
+        "cohort": cohort,
+        "rounds": rounds,
+        "seconds_per_round": seconds,
+        "resident_bytes": resident_bytes(),
+        "growth_bytes": resident_bytes() - before,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, a smaller crowd.")] = False,
+    repeats: Annotated[int, typer.Option(help="Rounds of each contender.")] = 30,
+    processes: Annotated[int, typer.Option(help="Of the process engine; the bars are for two.")] = min(2, cores()),
+    as_json: Annotated[bool, typer.Option("--json", help="One object on standard output.")] = False,
+) -> None:
+    """Measure a simulation beside the loop by hand; exit code 1 where a bar is missed."""
+    repeats = 5 if quick else repeats
+    rows = [
+        *throughput("mlp", perceptron, cl.nets.MLP([128]), repeats, processes),
+        *throughput("cnn", Net, Net, repeats, processes),
+    ]
+    empty = overhead(3 if quick else 10)
+    large = crowd(10_000, 1_000, 2) if quick else crowd(100_000, 10_000, 3)
+    bars = [row.met for row in rows]
+    bars += [empty <= TARGET_OVERHEAD_SECONDS, large["growth_bytes"] <= TARGET_GROWTH_BYTES]
+    if as_json:
+        told = [{**asdict(row), "met": row.met} for row in rows]
+        print(json.dumps({"rows": told, "overhead_seconds": empty, "crowd": large, "met": all(bars)}))
+    else:
+        show(rows, empty, large)
+    raise typer.Exit(0 if all(bars) else 1)
+
+
+def show(rows: list[Row], empty: float, large: Mapping[str, Any]) -> None:
+    table = Table(title=f"FedAvg, {CLIENTS} clients of {ROWS} images, cohort {COHORT}, batches of {BATCH}")
+    for column in ("model", "engine", "clients/s", "ratio", "bar"):
+        table.add_column(column, justify="left" if column in ("model", "engine") else "right")
+    for row in rows:
+        bar = "" if row.target is None else f"{'met' if row.met else 'MISSED'}: {row.target:.1f}"
+        table.add_row(row.model, row.what, f"{row.clients_per_second:,.0f}", f"{row.ratio:.2f}", bar)
+    console = Console()
+    console.print(table)
+    console.print(f"an empty task: {empty * 1e6:.0f} µs a client (bar: {TARGET_OVERHEAD_SECONDS * 1e6:.0f})")
+    console.print(
+        f"{large['clients']:,} clients, cohort {large['cohort']:,}: {large['seconds_per_round']:.1f} s a round, "
+        f"{large['resident_bytes'] / 2**20:.0f} MiB, grown by {large['growth_bytes'] / 2**20:.1f} MiB "
+        f"in {large['rounds']} rounds (bar: {TARGET_GROWTH_BYTES >> 20})"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,55 @@
+"""Answers of many trainers of one process at once, where their model can train many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from cloister.learn.metrics import Predictions, blocks
+from cloister.learn.net_task import NetModel
+from cloister.learn.prepare import Rows
+from cloister.learn.trainer import Trainer, diverged, unfinite
+from cloister.vector import Answer, Query
+from cloister.vector.bundle import Array
+from cloister.vector.errors import TaskError
+
+
+def answers(trainers: Sequence[Trainer], query: Query) -> Iterator[Answer | TaskError]:
+    """Each trainer's answer to a query "train" or "evaluate", or why it has none; in their order."""
+    if not trainers:
+        return
+    prepared = [trainer.ready(query) for trainer in trainers]
+    model = prepared[0][0]
+    assert isinstance(model, NetModel)
+    flat = np.ascontiguousarray(query.tensors["model"], np.float32)
+    tests = [test for _, _, test in prepared]
+    evaluates = query.task == "evaluate" or query.config.get("evaluate")
+    said = _assessed(model, flat, tests) if evaluates else [None] * len(tests)
+    trained = None
+    if query.task == "train":
+        seeds = [trainer.seed(query.config["round"]) for trainer in trainers]
+        trained = model.train_many(flat, [train for _, train, _ in prepared], seeds)
+    for at, trainer in enumerate(trainers):
+        values: dict[str, Array] = {}
+        found = said[at]
+        if found is not None:
+            if not (np.isfinite(found.scores).all() and np.isfinite(found.losses).all()):
+                yield unfinite()
+                continue
+            values |= blocks(trainer.job.kind, found, tests[at].y)
+        if trained is not None:
+            if not all(np.isfinite(value).all() for value in trained[at].answer.values()):
+                yield diverged(query)
+                continue
+            values |= trained[at].answer
+        yield Answer(trainer.rows, {block.name: np.asarray(values[block.name]) for block in query.layout.blocks})
+
+
+def _assessed(model: NetModel, flat: Array, tests: Sequence[Rows]) -> list[Predictions]:
+    """One pass over the test rows of all, cut apart again."""
+    said = model.assess(flat, Rows(np.concatenate([test.x for test in tests]), np.concatenate([t.y for t in tests])))
+    ends = np.cumsum([len(test) for test in tests])[:-1]
+    return [
+        Predictions(*parts) for parts in zip(np.split(said.scores, ends), np.split(said.losses, ends), strict=True)
+    ]
