@@ -30,7 +30,9 @@ from torch.nn import functional
 
 import cloister as cl
 from cloister import learn
+from cloister.algorithms import Terms, Trained
 from cloister.learn import trainer
+from cloister.learn.models import declarative
 from cloister.round import Program
 from cloister.simulation.cohort import LocalCohort
 from cloister.simulation.engine import Engine, cores, make_engine
@@ -149,7 +151,9 @@ def best_of(contenders: Mapping[str, Callable[[], None]], repeats: int) -> dict[
 def throughput(name: str, make: Callable[[], nn.Module], model: Any, repeats: int, processes: int) -> Iterator[Row]:
     data, job = images(), job_of(model)
     torch.set_num_threads(1)
-    engines = {"serial": make_engine("serial", job, data), "batched": make_engine("batched", job, data)}
+    engines = {"serial": make_engine("serial", job, data)}
+    if declarative(job):
+        engines["batched"] = make_engine("batched", job, data)
     if processes > 1:
         engines["processes"] = make_engine("processes", job, data, processes)
     try:
@@ -169,8 +173,8 @@ def throughput(name: str, make: Callable[[], nn.Module], model: Any, repeats: in
 class Nothing:
     """A model that learns nothing at no cost: what is left is the engine."""
 
-    def train(self, flat: np.ndarray, rows: Any, seed: int, round_: int, **_: Any) -> tuple[np.ndarray, float]:
-        return np.zeros_like(flat), 0.0
+    def train(self, flat: np.ndarray, rows: Any, seed: int, round_: int, terms: Terms) -> Trained:
+        return Trained(np.zeros_like(flat), 0.0, 0)
 
 
 def overhead(repeats: int) -> float:
