@@ -46,8 +46,8 @@ def python_files() -> list[Path]:
     ]
 
 
-def test_twelve_rooms_and_no_other() -> None:
-    floors = "vector seal privacy algorithms job wire round learn coordinator site simulation cli"
+def test_thirteen_rooms_and_no_other() -> None:
+    floors = "vector seal privacy algorithms job wire round learn coordinator site simulation attack cli"
     assert sorted(floors.split()) == ROOMS
 
 

@@ -184,6 +184,8 @@ class SiteRun:
         plan = seal.open(envelope.body)
         if (plan.run.hex(), plan.round) != (self.run, envelope.round) or plan.job != accepted.job.digest:
             raise ContextMismatch("the plan is of another run, round or job than its envelope and its announcement.")
+        if plan.bits != accepted.job.bits:
+            raise ContextMismatch(f"the plan has words of {plan.bits} bits, the job's have {accepted.job.bits}.")
         upload_bytes = packed_bytes(plan.words, plan.bits)
         decide_plan(policy, upload_bytes=upload_bytes, min_survivors=plan.min_survivors).require(self._desk.site)
         data = await self._desk.fetch(plan.query)
