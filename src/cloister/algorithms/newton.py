@@ -20,6 +20,7 @@ from cloister.vector import Block, Layout, Query, State, Total
 from cloister.vector.bundle import Array
 from cloister.vector.layout import Floats
 
+LEAST = 1e-8  # rise of a loss that counts: below it is the rounding of the sum
 SHORTEST = 2.0**-6  # of a step: a loss that still rises then is another set of sites, not too long a step
 
 
@@ -67,7 +68,7 @@ class Newton(Algorithm):
     def learn(self, state: State, total: Total) -> State:
         facts, loss = state.facts["newton"], float(total.mean("train_loss"))
         at, step, length = state.tensors["newton/at"], state.tensors["newton/step"], facts["length"]
-        rose = facts["loss"] is not None and loss > facts["loss"] + 1e-9 * abs(facts["loss"])
+        rose = facts["loss"] is not None and loss > facts["loss"] + LEAST * (1.0 + abs(facts["loss"]))
         if rose and length > SHORTEST:  # too long a step: half of it, from the same place
             return self._moved(state, at, step, {**facts, "length": length / 2})
         at = state.tensors["model"].astype(np.float64)
