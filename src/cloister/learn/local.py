@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,5 +54,6 @@ class LocalSite:
 def _settings(job: Job) -> Mapping[str, Any]:
     task = job.task
     if isinstance(task, Torch) and isinstance(task.optimizer, SGD):
-        return dataclasses.asdict(task.optimizer)
+        chosen = task.optimizer
+        return {"lr": chosen.lr, "momentum": chosen.momentum, "weight_decay": chosen.weight_decay}
     return {}

@@ -157,6 +157,11 @@ def held_out(job: Job, rows: int, site: str) -> Bools:
     return test
 
 
+def drawn_seed(*material: int | str) -> int:
+    """A seed of 63 bits from public material, without the cost of a generator."""
+    return int.from_bytes(digest(canonical(list(material)))[:8], "big") >> 1
+
+
 def generator(*material: int | str) -> np.random.Generator:
     """A generator from public material (the job's seed, the site, the round): equal in simulation and at a site."""
     return np.random.default_rng(int.from_bytes(digest(canonical(list(material))), "big"))

@@ -15,7 +15,7 @@ from cloister.learn.local import LocalSite
 from cloister.learn.memory import InMemory, SiteState
 from cloister.learn.metrics import blocks
 from cloister.learn.models import Model, back_end
-from cloister.learn.prepare import Rows, generator
+from cloister.learn.prepare import Rows, drawn_seed
 from cloister.learn.table_data import TableData
 from cloister.vector import Answer, Query, digest, pack
 from cloister.vector.bundle import Array
@@ -157,7 +157,7 @@ class Trainer:
     def seed(self, round_: int, training: int = 1) -> int:
         """Of everything random in one round's training here, or in its second, third ... training."""
         further = () if training == 1 else (training,)
-        return int(generator(self.job.seed, self.site, round_, *further).integers(2**63))
+        return drawn_seed(self.job.seed, self.site, round_, *further)
 
     def ready(self, query: Query) -> tuple[Model, Rows, Rows]:
         """The model, and the prepared rows to train and to test on, made once while the statistics stay the same."""

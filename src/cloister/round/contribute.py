@@ -5,10 +5,10 @@ The same function runs in the simulator and in a site's agent, after the (untrus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from cloister.privacy import clip_l2
@@ -57,6 +57,7 @@ def _checked(answer: Answer, query: Query) -> Mapping[str, npt.NDArray[Any]]:
         )
     for name, value in answer.values.items():
         # NaN is the minimum of anything that holds one: two quick reductions, and no array of flags
-        if value.dtype.kind == "f" and value.size and not np.isfinite([value.min(), value.max()]).all():
+        ends = (value.min(), value.max()) if value.dtype.kind == "f" and value.size else ()
+        if not all(math.isfinite(end) for end in ends):
             raise TaskError(f"round {query.config.get('round')}: {name!r} holds NaN or infinity.", mend=_MEND)
     return answer.values
