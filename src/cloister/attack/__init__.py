@@ -1,6 +1,6 @@
-"""Room `attack`: coordinators and sites that cheat, told to real ones; what refuses them, and what they got."""
+"""Room `attack`: coordinators that cheat, told to real sites; what refuses them, and what they got."""
 
 from cloister.attack.lies import LIES
-from cloister.attack.suite import Outcome, attack, chosen
+from cloister.attack.suite import Outcome, attack, chosen, described
 
-__all__ = ["LIES", "Outcome", "attack", "chosen"]
+__all__ = ["LIES", "Outcome", "attack", "chosen", "described"]

@@ -51,6 +51,7 @@ class Watched(SealServer):
 
     hub: LyingHub
     act = 0
+    claimed: Words | None = None  # the sum that it says was opened
 
     def begin(self, hub: LyingHub, act: int) -> None:
         self.hub, self.act = hub, act
@@ -66,7 +67,12 @@ class Watched(SealServer):
 
     def total(self, read: Read, threads: int = 1) -> Words:
         self.record.opened = super().total(read, threads)
-        return self.record.opened
+        self.claimed = self.claim(self.record.opened)
+        return self.claimed
+
+    def claim(self, opened: Words) -> Words:
+        """The sum that the coordinator says was opened, and learns from."""
+        return opened
 
     def shown(self, type: str, site: str, body: bytes) -> tuple[str, bytes]:
         """What a letter of this round to this site really says: (type, body)."""
@@ -80,12 +86,14 @@ class Lie(Watched):
 
         Fails: why that must fail. Refused as: NameOfAnError[, NameOfAnother].
 
-    Attributes: rounds: how many it takes. spoils_run: no sum of the run can open after it, so it is told in the first
+    Attributes: rounds: how many it takes. shows: whether sites are shown something untrue; what no site can see is
+      found by `verify` afterwards. spoils_run: no sum of the run can open after it, so it is told in the first
       question of a run of its own; the others when a model is trained, one after the other.
     """
 
     rounds: ClassVar[int] = 1
     spoils_run: ClassVar[bool] = False
+    shows: ClassVar[bool] = True
 
     @property
     def victim(self) -> str:
@@ -248,7 +256,7 @@ class LyingHub(Hub):
         return super().letter(type, site, run, round, body)
 
 
-def described(kind: type) -> tuple[str, str, tuple[str, ...]]:
+def docstring_of(kind: type) -> tuple[str, str, tuple[str, ...]]:
     """(what it tries, why it must fail, the names under which it may be refused), from a lie's docstring.
 
     Raises: ValueError: the docstring is not of that form, or names an error that does not exist.

@@ -32,15 +32,12 @@ from cloister.seal.state import Phase
 from cloister.seal.threshold import threshold
 from cloister.vector import Query
 from cloister.vector.errors import TooFewSurvivors
-from cloister.vector.layout import Block, Layout
+from cloister.vector.layout import Block, Layout, Words
 from cloister.wire import api
 
 Kind = TypeVar("Kind", bound=Message)
 SYBIL = "sybil"
 ALTERED = bytes(31) + b"\1"  # a digest of nothing
-
-
-# Two stories ------------------------------------------------------------------------------------------------------
 
 
 class SurvivorAndDropped(Lie):
@@ -71,7 +68,7 @@ class SecondSurvivorSet(Lie):
     def close(self, agreement: bytes = b"") -> dict[str, bytes]:
         outgoing = super().close(agreement)
         if self.phase is Phase.OPEN and not self.told:
-            story = _without(self._survivors(), self.victim)
+            story = _without(self._survivors(), self.u3[0])
             self.u3, self.phase = tuple(entry.site for entry in story.entries), Phase.CONSISTENT
             self._u3_digest = derive.survivors_digest(story.context, story.h1, story.u2, story.entries)
             self._consistent, self._unmask, self._accepted = {}, {}, {}
@@ -133,9 +130,6 @@ def _without(message: Survivors, site: str) -> Survivors:
     return replace(message, entries=tuple(entry for entry in message.entries if entry.site != site))
 
 
-# Two models -------------------------------------------------------------------------------------------------------
-
-
 class TwoModels(Lie):
     """Shows the victim another model than the others, to read its answer out of the sum.
 
@@ -147,7 +141,7 @@ class TwoModels(Lie):
         if site != self.victim:
             return message
         query = Query.from_bytes(self.hub.blobs.read(self.plan.query.hex()))
-        other = replace(query, tensors={name: tensor * 0 for name, tensor in query.tensors.items()})
+        other = replace(query, tensors={name: tensor + 1 for name, tensor in query.tensors.items()})
         name = bytes.fromhex(self.hub.blobs.put(other.to_bytes()))
         return self.opened_with(replace(self.plan, query=name))
 
@@ -165,13 +159,10 @@ class SwappedModel(Lie):
     def open_to(self, site: str, message: Open) -> Message:
         name = self.plan.query.hex()
         query = Query.from_bytes(self.hub.blobs.read(name))
-        other = replace(query, tensors={key: tensor * 0 for key, tensor in query.tensors.items()})
+        other = replace(query, tensors={key: tensor + 1 for key, tensor in query.tensors.items()})
         self.hub.lying_blobs.swapped[name] = self.hub.blobs.put(other.to_bytes())
         self.told.add(site)
         return message
-
-
-# Keys and shares --------------------------------------------------------------------------------------------------
 
 
 class ManInTheMiddle(Lie):
@@ -306,9 +297,6 @@ class SwappedRoots(Lie):
         return replace(message, entries=tuple(swapped))
 
 
-# Replays ----------------------------------------------------------------------------------------------------------
-
-
 class ReplayedRound(Lie):
     """Opens an earlier round of the run again, byte by byte.
 
@@ -340,9 +328,6 @@ def _earlier(lie: Lie, site: str, kind: type[Kind]) -> Kind:
                 if recipient == site and isinstance(message, kind):
                     return message
     raise AssertionError("a true round comes first")
-
-
-# Too few, or others -----------------------------------------------------------------------------------------------
 
 
 class LoweredThreshold(Lie):
@@ -439,9 +424,6 @@ class ShrunkenSurvivors(Lie):
         return replace(message, entries=tuple(entry for entry in message.entries if entry.site == site))
 
 
-# What was agreed --------------------------------------------------------------------------------------------------
-
-
 class TruncatedVectors(Lie):
     """Asks the sites to agree to vectors that are one word short, so that the row counts are cut off.
 
@@ -511,9 +493,6 @@ class SecondAnnouncement(Lie):
         return message
 
 
-# Receipts and sums ------------------------------------------------------------------------------------------------
-
-
 class StaleReceipt(Lie):
     """Opens a round as if the last receipt had never been, to tell the run's story a second time.
 
@@ -567,6 +546,34 @@ class RewrittenReceipt(Lie):
         left = tuple(other for other in receipt.u3 if other != self.victim)
         uploads = tuple(upload for upload in receipt.uploads if upload.site != self.victim)
         return sign_receipt(replace(receipt, u3=left, uploads=uploads), self._identity)
+
+
+class ForgedSum(Lie):
+    """Opens the sum, adds one to a word of it, and signs the receipt of that.
+
+    Fails: the sites signed for their masked vectors; an audit adds these up again, and nobody can show others.
+    Refused as: BadSum.
+    """
+
+    spoils_run, shows = True, False
+
+    def claim(self, opened: Words) -> Words:
+        forged = opened.copy()
+        forged[0] += forged.dtype.type(1)
+        return forged
+
+
+class ForgedModel(Lie):
+    """Opens the sum, and signs a receipt of another model than the one that follows from it.
+
+    Fails: what follows from the sum is computed again, bit by bit, by the same code.
+    Refused as: BadModel.
+    """
+
+    spoils_run, shows = True, False
+
+    def receipt(self, sum_root: bytes, state_digest: bytes) -> bytes:
+        return super().receipt(sum_root, ALTERED)
 
 
 LIES: dict[str, type[Lie]] = {

@@ -6,6 +6,7 @@ cheater is left with noise.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from cloister.attack.federation import AGENT, Federation, Truths, make_job
-from cloister.attack.liar import Lie, Watched, described, name_of
+from cloister.attack.federation import AGENT, LOOK_SECONDS, Federation, Truths, make_job
+from cloister.attack.liar import Lie, Watched, docstring_of, name_of
 from cloister.attack.lies import LIES
-from cloister.attack.record import Record, View
+from cloister.attack.record import Record
+from cloister.attack.replay import findings
 from cloister.attack.spoils import Spoils, spoils
 from cloister.job import Job
 from cloister.seal.masks import reduce
 from cloister.vector.errors import EnvironmentFailure, UsageError
+
+VERIFY = "verify"  # stands for a site where `round.verify` is what refuses
+JOURNAL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Outcome:
     """How one attack ended.
 
     Attributes: name, tried, fails: of the attack. expected: the names of errors under which it may be refused.
-      refusals: site -> the error that it refused with, by its own journal. spoils: what the cheater got.
+      refusals: site, or "verify" -> the error that it refused with, by its own journal. spoils: what the cheater got.
       fault: why it has not held, in a sentence; "" if it has.
     """
 
@@ -66,12 +71,17 @@ class Outcome:
 
 
 def chosen(names: Sequence[str]) -> list[type[Lie]]:
-    """The attacks of these names, or all for "all". Raises: UsageError."""
+    """The attacks of these names, or all for "all", in the order of the list. Raises: UsageError."""
     if "all" in names:
         return list(LIES.values())
     if unknown := [name for name in names if name not in LIES]:
         raise UsageError(f"there is no attack {unknown[0]!r}.", mend="`cloister attack --list` names them.")
-    return [LIES[name] for name in dict.fromkeys(names)]
+    return [kind for name, kind in LIES.items() if name in names]
+
+
+def described(kinds: Iterable[type[Lie]]) -> list[tuple[str, tuple[str, str, tuple[str, ...]]]]:
+    """(name, (what it tries, why it must fail, under which names it may be refused)) of each."""
+    return [(name_of(kind), docstring_of(kind)) for kind in kinds]
 
 
 def attack(
@@ -143,26 +153,35 @@ class _Telling:
                 raise EnvironmentFailure("the sites' true contributions cannot be computed again on this machine.")
 
     def _judged(self, kind: type[Lie], machines: Sequence[Watched]) -> Outcome:
-        tried, fails, expected = described(kind)
+        tried, fails, expected = docstring_of(kind)
         acts = [machine for machine in machines if type(machine) is kind]
         told = {site for machine in acts for site in machine.told}
-        refusals = self._refusals({machine.record.key for machine in acts}, told)
-        got = spoils(_of_questions(acts, machines), self._true)
-        return Outcome(
-            name_of(kind), tried, fails, expected, refusals, tuple(got), _fault(told, expected, refusals, got)
-        )
-
-    def _true(self, view: View) -> Any:
-        return self._truths(view)
+        if kind.shows:
+            refusals = self._refusals({machine.record.key for machine in acts}, told)
+        else:
+            refusals, told = self._found(acts, machines), {VERIFY} if acts else set()
+        got = spoils(_of_questions(acts, machines), self._truths)
+        fault = _fault(told, expected, refusals, got)
+        return Outcome(name_of(kind), tried, fails, expected, refusals, tuple(got), fault)
 
     def _refusals(self, rounds: set[tuple[str, int]], told: set[str]) -> dict[str, str]:
-        """What the sites that were told wrote down about these rounds."""
-        found = {}
-        for site in sorted(told):
-            for entry in self._federation.journal(site):
-                if entry.kind == "refused" and (entry.facts["run"], entry.facts["round"]) in rounds:
-                    found[site] = entry.facts["error"]
-        return found
+        """What the sites that were told wrote down about these rounds; the last of it may be under way."""
+        found: dict[str, str] = {}
+        end = time.monotonic() + JOURNAL_SECONDS
+        while told - found.keys() and time.monotonic() < end:
+            for site in sorted(told - found.keys()):
+                for entry in self._federation.journal(site):
+                    if entry.kind == "refused" and (entry.facts["run"], entry.facts["round"]) in rounds:
+                        found[site] = entry.facts["error"]
+            time.sleep(LOOK_SECONDS)
+        return dict(sorted(found.items()))
+
+    def _found(self, acts: Sequence[Watched], machines: Sequence[Watched]) -> dict[str, str]:
+        """What `verify` finds in the round of the lie; anything in a true round would be its own fault."""
+        opened = [machine for machine in machines if machine.record.receipts]
+        until = [machine for machine in opened if acts and machine.plan.round <= acts[0].plan.round]
+        places = {finding.where: finding.name for finding in (findings(self._federation.hub, until) if until else ())}
+        return {VERIFY if where == f"round {acts[0].plan.round}" else where: name for where, name in places.items()}
 
 
 def _of_questions(acts: Sequence[Watched], machines: Sequence[Watched]) -> list[Record]:

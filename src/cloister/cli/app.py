@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cloister.cli import check, coordinator, demo, runs, simulate, site
+from cloister.cli import attack, check, coordinator, demo, runs, simulate, site
 from cloister.vector.errors import AddressInUse, CloisterError, StorageFull, UsageError
 
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
+app.command("attack")(attack.attack)
 app.command("simulate")(simulate.simulate)
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(site.app, name="site")
