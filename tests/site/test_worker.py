@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from cloister.round import contribute
 from cloister.site import training
 from cloister.site.training import Task, Worker, read_schema
 from cloister.vector import FixedPoint, Query
-from cloister.vector.errors import CloisterError, DataError, TaskError, WorkerDied
+from cloister.vector.errors import CloisterError, DataError, PolicyRefused, TaskError, WorkerDied
 
 pytestmark = pytest.mark.processes
 MakeTask = Callable[..., Task]
@@ -268,3 +269,18 @@ def _ends(pid: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def test_code_does_not_run_where_a_wall_is_missing(
+    make_task: MakeTask, declarative: cl.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "COMMAND", (sys.executable, "-c", IMPOSTOR.format(then="time.sleep(60)")))
+
+    async def work() -> None:
+        task = dataclasses.replace(make_task(declarative), ships_code=True)
+        with pytest.raises(PolicyRefused, match="cannot confine it: files, no-network") as caught:
+            await Worker.start(task)
+        assert caught.value.rule == "sandbox"
+        await (await Worker.start(make_task(declarative))).close()
+
+    run(work())

@@ -1,7 +1,7 @@
 """The walls around training code. `enter` is called by the worker, on itself, before it reads anything.
 
-Each wall is one function that either stands or says that it does not; the agent logs which stand. Further walls
-(Landlock, an empty network namespace, seccomp) join the table `WALLS`.
+Each wall is one function that either stands or says that it does not; the agent logs which stand. A further wall
+(seccomp, cgroups) joins the table `WALLS`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,23 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from cloister.site import landlock
+
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 MIB = 1 << 20
+# What Python and its numerical libraries read besides their own files; nothing here is a secret of this machine.
+SYSTEM = (
+    *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf"),
+    *("/dev/random", "/dev/urandom", "/dev/zero", "/sys/devices/system/cpu", "/sys/fs/cgroup"),
+    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat"),  # of other processes nothing
+)
 
 
 @dataclass(frozen=True)
@@ -38,33 +49,61 @@ class WorkerLimits:
         return asdict(self)
 
 
-def _no_new_privileges(_: WorkerLimits) -> bool:
+@dataclass(frozen=True)
+class Room:
+    """What is left to a training process.
+
+    Attributes: table: its data, to read. home: its folder, to read and write.
+    """
+
+    limits: WorkerLimits
+    table: Path
+    home: Path
+
+
+def _no_new_privileges(_: Room) -> bool:
     return _prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _memory(limits: WorkerLimits) -> bool:
-    return _limit(resource.RLIMIT_AS, limits.memory_mb * MIB)
+def _memory(room: Room) -> bool:
+    return _limit(resource.RLIMIT_AS, room.limits.memory_mb * MIB)
 
 
-def _file_size(limits: WorkerLimits) -> bool:
-    return _limit(resource.RLIMIT_FSIZE, limits.file_mb * MIB)
+def _file_size(room: Room) -> bool:
+    return _limit(resource.RLIMIT_FSIZE, room.limits.file_mb * MIB)
 
 
-def _no_core_dump(_: WorkerLimits) -> bool:
+def _no_core_dump(_: Room) -> bool:
     return _limit(resource.RLIMIT_CORE, 0)  # a core file would hold the table in clear
 
 
-WALLS: dict[str, Callable[[WorkerLimits], bool]] = {
+def _no_network(_: Room) -> bool:
+    """An empty network namespace: not even loopback is up. Root needs no user namespace for it."""
+    unshare = ctypes.CDLL(None, use_errno=True).unshare
+    return bool(unshare(CLONE_NEWNET) == 0 or unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0)
+
+
+def _files(room: Room) -> bool:
+    """Landlock: libraries and the one table to read, the own folder to write; no key, no other table, no program."""
+    libraries = {sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(os.path.isabs, sys.path)}
+    readable = [Path(path) for path in (*SYSTEM, *libraries)]
+    return landlock.restrict([*readable, room.table], [room.home, Path(os.devnull)])
+
+
+WALLS: dict[str, Callable[[Room], bool]] = {
     "no-new-privileges": _no_new_privileges,
     "memory": _memory,
     "file-size": _file_size,
     "no-core-dump": _no_core_dump,
+    "no-network": _no_network,
+    "files": _files,
 }
+REQUIRED_FOR_CODE = frozenset({"no-new-privileges", "no-network", "files"})  # none of a job's code runs without them
 
 
-def enter(limits: WorkerLimits) -> list[str]:
+def enter(room: Room) -> list[str]:
     """Confines this process for good. Returns: the names of the walls that stand."""
-    return [name for name, build in WALLS.items() if build(limits)]
+    return [name for name, build in WALLS.items() if build(room)]
 
 
 def die_with(agent: int) -> None:

@@ -129,7 +129,8 @@ class Worker:
     async def start(cls, task: Task) -> Worker:
         """Returns: a worker that has read the table and is ready for queries.
 
-        Raises: DataError: the table does not fulfil the job's contract. TaskError, JobError, WorkerDied.
+        Raises: DataError: the table does not fulfil the job's contract. PolicyRefused: the job ships code and a wall
+          that must stand does not. TaskError, JobError, WorkerDied.
         """
         worker = await cls.spawn(task)
         try:
@@ -138,6 +139,13 @@ class Worker:
             facts = json.loads(payload)
             worker.walls, worker.warnings = tuple(facts["walls"]), tuple(facts["warnings"])
             worker._believed = not task.ships_code
+            if task.ships_code and (missing := sandbox.REQUIRED_FOR_CODE - set(worker.walls)):
+                raise PolicyRefused(
+                    f"the job ships code and this machine cannot confine it: {', '.join(sorted(missing))} missing.",
+                    rule="sandbox",
+                    mend="Linux 5.13 or newer with Landlock and network namespaces; declarative jobs still run.",
+                    site=task.site,
+                )
         except BaseException:
             await worker.close()
             raise

@@ -30,8 +30,9 @@ def main() -> int:
     incoming, outgoing = _private_pipe()
     try:
         setup = json.loads(framing.read(incoming, {Kind.SETUP: framing.MAX_TEXT_BYTES})[1])
-        sandbox.die_with(setup["agent"])
-        walls = sandbox.enter(sandbox.WorkerLimits(**setup["limits"]))
+        limits = sandbox.WorkerLimits(**setup["limits"])
+        walls = sandbox.enter(sandbox.Room(limits, Path(setup["table"]), Path.cwd()))
+        sandbox.die_with(setup["agent"])  # last: the kernel forgets it when a process changes its credentials
         if setup["has_job"]:
             bundle = framing.read(incoming, {Kind.JOB: framing.MAX_BODY_BYTES})[1]
             _serve(incoming, outgoing, setup, bundle, walls)

@@ -1,0 +1,98 @@
+"""Hostile training code behind the walls: every attempt is made for real, and refused by the kernel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloister.site import landlock
+
+ATTEMPTS = {
+    "read its table": "open(table).read()",
+    "write in its folder": "open(home + '/note', 'w').write('x'); os.remove(home + '/note')",
+    "import a library": "import scipy.special",
+    "read the identity key": "open(key).read()",
+    "list the site's folder": "os.listdir(os.path.dirname(key))",
+    "read another table": "open(other).read()",
+    "change its table": "open(table, 'a').write('x')",
+    "write outside its folder": "open(os.path.dirname(key) + '/new', 'w')",
+    "write to the machine's temporary folder": "open('/tmp/cloister-escape', 'w')",
+    "read /etc/passwd": "open('/etc/passwd').read()",
+    "start a program": "subprocess.run(['/bin/true'], check=True)",
+    "reach the coordinator": "socket.create_connection(('127.0.0.1', port), timeout=2)",
+    "listen on a port": "socket.create_server(('127.0.0.1', 0)); socket.create_connection(('127.0.0.1', port), 2)",
+    "signal the agent": "os.kill(os.getppid(), 0)",
+    "look into the agent's memory": "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
+    "read the agent's environment": "open(f'/proc/{os.getppid()}/environ', 'rb').read()",
+}
+ALLOWED = ("read its table", "write in its folder", "import a library")
+
+HOSTILE = """
+import json, os, socket, subprocess, sys
+from pathlib import Path
+from cloister.site import sandbox
+table, home, key, other, port, attempts = json.loads(sys.stdin.read())
+os.chdir(home)
+walls = sandbox.enter(sandbox.Room(sandbox.WorkerLimits(), Path(table), Path(home)))
+outcomes = {}
+for name, attempt in attempts.items():
+    try:
+        exec(attempt)
+        outcomes[name] = "done"
+    except OSError as fault:
+        outcomes[name] = type(fault).__name__
+print(json.dumps([walls, outcomes]))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, str]]:
+    """What each attempt came to, with a real server listening on loopback while they are made."""
+    import socket
+
+    if landlock.version() < 6:
+        pytest.skip(f"this kernel's Landlock has ABI {landlock.version()}; signals and sockets are scoped from 6 on")
+    site = tmp_path_factory.mktemp("site")
+    (site / "home").mkdir()
+    for name in ("table.csv", "other.csv", "identity.key"):
+        (site / name).write_text("1,2\n")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        given = [str(site / name) for name in ("table.csv", "home", "identity.key", "other.csv")]
+        done = subprocess.run(
+            [sys.executable, "-c", HOSTILE],
+            input=json.dumps([*given, port, ATTEMPTS]),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()  # the server was there all the time
+    walls, found = json.loads(done.stdout)
+    return walls, found
+
+
+def test_every_wall_stands(outcomes: tuple[list[str], dict[str, str]]) -> None:
+    assert {"no-new-privileges", "memory", "file-size", "no-core-dump", "no-network", "files"} == set(outcomes[0])
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_an_attempt_ends_as_it_should(name: str, outcomes: tuple[list[str], dict[str, str]]) -> None:
+    assert (outcomes[1][name] == "done") == (name in ALLOWED), outcomes[1][name]
+
+
+def test_without_the_walls_the_attempts_succeed(tmp_path: Path) -> None:
+    """The control: it is the walls that refuse, not a mistake in the attempts."""
+    (tmp_path / "key").write_text("secret")
+    key, attempt = str(tmp_path / "key"), ATTEMPTS["read the identity key"]
+    exec(attempt, {"open": open, "key": key})
+    exec(ATTEMPTS["read /etc/passwd"])
+
+
+def test_a_kernel_without_landlock_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(landlock, "_call", lambda number, *arguments: -1)
+    assert landlock.version() == 0
+    assert not landlock.restrict([tmp_path], [])
