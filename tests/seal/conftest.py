@@ -12,6 +12,7 @@ import pytest
 from cloister.seal import SealClient, SealServer, masked_header
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
+from cloister.seal.log import Log, origin_of
 from cloister.seal.merkle import root_of
 from cloister.seal.plan import Plan
 from cloister.seal.roster import Member, Roster
@@ -48,11 +49,21 @@ class Rig:
     """A coordinator and its sites in one round of a run.
 
     Args: sites: how many. size: coordinates of the one block. bits: of a word. seed: of everything random.
+      carried: by site, how many receipts the log had at the checkpoint it carries.
     Attributes: log: every message that was handed over, as (kind, site, bytes).
     """
 
-    def __init__(self, sites: int = 5, size: int = 7, bits: int = 32, seed: str = "rig", **plan: Any) -> None:
+    def __init__(
+        self,
+        sites: int = 5,
+        size: int = 7,
+        bits: int = 32,
+        seed: str = "rig",
+        carried: Mapping[str, int] | None = None,
+        **plan: Any,
+    ) -> None:
         self.names, self.seed = NAMES[:sites], seed
+        self.receipts, self.carried = Log(origin_of("tests")), dict(carried or {})
         random = Drbg(f"{seed}/identities")
         self.coordinator = Identity.generate(random)
         self.identities = {site: Identity.generate(random) for site in NAMES}
@@ -82,6 +93,11 @@ class Rig:
             "min_survivors": min(3, sites),
         }
         self.plan = Plan(**{**facts, **plan})
+        notes = {0: b""}
+        for place in range(max(self.carried.values(), default=0)):
+            self.receipts.append(f"receipt {place}".encode())
+            notes[place + 1] = self.receipts.sign(self.coordinator)
+        self.notes = {site: notes[self.carried.get(site, 0)] for site in NAMES}
         self.server = self.new_server()
         self.clients = {site: self.client(site) for site in self.plan.sites}
         self.words = {site: self.contribution(site) for site in self.plan.sites}
@@ -94,6 +110,7 @@ class Rig:
 
     def client(self, site: str, **settings: Any) -> SealClient:
         given = {"journal": self.journals[site], "randomness": Drbg(f"{self.seed}/{site}"), **settings}
+        given.setdefault("checkpoint", self.notes[site])
         return SealClient(site, self.identities[site], self.roster, self.coordinator.public, **given)
 
     def contribution(self, site: str) -> np.ndarray[Any, Any]:
@@ -123,8 +140,12 @@ class Rig:
                 self.log.append(("keys", site, answer))
                 self.give(site, answer)
 
+    def agreement(self) -> bytes:
+        """The log's own, where there is one."""
+        return self.receipts.agreement(self.carried.values(), self.coordinator).to_bytes() if self.carried else b""
+
     def close(self) -> dict[str, bytes]:
-        self.mail = self.server.close()
+        self.mail = self.server.close(self.agreement())
         return self.mail
 
     def deliver(self, site: str) -> bytes | None:

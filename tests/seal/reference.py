@@ -257,6 +257,7 @@ class Reference:
         coefficients = {k: [number(text) for text in values[f"{k}_coefficients"]] for k in ("beta", "sigma")}
         secrets = {k: number(values[k]) for k in ("beta", "sigma")}
         return {"id": bytes.fromhex(values["identity"]), "channel": bytes.fromhex(values["channel"]),
+                "checkpoint": bytes.fromhex(values["checkpoint"]),
                 "secrets": secrets, "coefficients": coefficients}  # fmt: skip
 
     def _send(self, who: bytes, label: str, body: bytes) -> str:
@@ -280,11 +281,12 @@ class Reference:
             sigma, beta = (site["secrets"][k].to_bytes(32, "little") for k in ("sigma", "beta"))
             site["mask"] = hkdf(sigma, self.ctx, "mask-key")
             site["publics"] = x25519(site["channel"], BASE), x25519(site["mask"], BASE)
-            own = lp(name) + b"".join(site["publics"]) + h("commit", self.ctx, name, beta)
+            own = lp(name) + b"".join(site["publics"]) + h("commit", self.ctx, name, beta) + lp(site["checkpoint"])
             self.messages["keys"][name] = self._send(site["id"], "keys", self.ctx + own)
             entries.append(own + sign(site["id"], "keys", self.ctx + own))
         self.h1 = h("u1", self.ctx, *entries)
-        message = self._send(self.hub, "list-of-keys", self.ctx + self._listed(entries))
+        body = self.ctx + self._listed(entries) + lp(bytes.fromhex(self.inputs["agreement"]))
+        message = self._send(self.hub, "list-of-keys", body)
         self.messages["list-of-keys"] = dict.fromkeys(self.u1, message)
 
     def _dealt(self, kind: str, owner: str, holder: str) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.seal import derive, shamir
+from cloister.seal.log import Agreement, Log
 from cloister.seal.masks import add_mask
 from cloister.seal.merkle import root_of
 from cloister.seal.messages import Ciphertexts, Consistency, KeyList, Keys, Open, Survivors
@@ -26,9 +27,13 @@ from cloister.vector.errors import PeerError
 FOLDER = Path(__file__).resolve().parent / "v1"
 CONFTEST = Path(__file__).resolve().parents[1] / "seal" / "conftest.py"
 STATE = bytes(range(32))  # digest of the state after the round
+CARRIED = {"basel": 2, "cork": 3, "delft": 3}  # in the round of messages that must be refused
 ROUNDS: dict[str, tuple[dict[str, Any], dict[str, list[str]]]] = {
     "round-4-sites-1-lost": ({"sites": 4, "size": 5}, {"masked": ["cork"]}),
-    "round-5-sites-20-bits": ({"sites": 5, "size": 4, "bits": 20}, {"keys": ["basel"]}),
+    "round-5-sites-20-bits": (
+        {"sites": 5, "size": 4, "bits": 20, "carried": {"amsterdam": 2, "cork": 5, "delft": 5}},
+        {"keys": ["basel"]},
+    ),
     "round-6-sites-64-bits": ({"sites": 6, "size": 2, "bits": 64}, {"shares": ["delft"]}),
 }
 
@@ -64,6 +69,7 @@ def round_vectors(name: str) -> dict[str, Any]:
         "lost": lost,
         "previous": bytes(32).hex(),
         "state": STATE.hex(),
+        "agreement": rig.agreement().hex(),
         "sites": {},
     }
     secrets = {site: _secrets(module.Drbg(f"{name}/{site}"), rig.plan.threshold) for site in rig.names}
@@ -71,6 +77,7 @@ def round_vectors(name: str) -> dict[str, Any]:
         betas, sigmas = drawn["coefficients"]
         inputs["sites"][site] = {
             "identity": rig.identities[site].to_bytes().hex(),
+            "checkpoint": rig.notes[site].hex(),
             "channel": drawn["channel"].hex(),
             "sigma": shamir.to_bytes(drawn["sigma"]).hex(),
             "beta": shamir.to_bytes(drawn["beta"]).hex(),
@@ -149,7 +156,7 @@ def bad_vectors() -> list[dict[str, str]]:
     module = _rig()
 
     def rig(phase: str) -> Any:
-        made = module.Rig(sites=4, size=5, seed="bad")
+        made = module.Rig(sites=4, size=5, seed="bad", carried=CARRIED)
         if phase == "receipt":
             made.run()
         elif phase != "open":
@@ -208,6 +215,17 @@ def _other_key(rig: Any, truth: KeyList) -> dict[str, Any]:
     return {"entries": tuple(forged if entry is own else entry for entry in truth.entries)}
 
 
+def _older_head(rig: Any, truth: KeyList) -> dict[str, Any]:
+    return {"agreement": Agreement(rig.notes["basel"], {}).to_bytes()}
+
+
+def _forked(rig: Any, truth: KeyList) -> dict[str, Any]:
+    """The coordinator showed another site another log than the one whose head is in the agreement."""
+    fork = Log(rig.receipts.origin, [bytes(32)])
+    told = replace(truth.entries[0], checkpoint=fork.sign(rig.coordinator)).signed(rig.identities["amsterdam"])
+    return {"entries": (told, *truth.entries[1:]), "agreement": Agreement(rig.notes["cork"], {1: []}).to_bytes()}
+
+
 def _low_order(rig: Any, truth: KeyList) -> dict[str, Any]:
     weak: Keys = replace(truth.entries[0], mask=bytes([1] + [0] * 31)).signed(rig.identities["amsterdam"])
     return {"entries": (weak, *truth.entries[1:])}
@@ -225,6 +243,9 @@ LIES: list[tuple[str, str, Callable[[Any], bytes]]] = [
     ("shares", "bad_list_without_me", _lie(KeyList, lambda rig, truth: {"entries": truth.entries[:2]})),
     ("shares", "bad_list_other_key", _lie(KeyList, _other_key)),
     ("shares", "bad_list_low_order", _lie(KeyList, _low_order)),
+    ("shares", "bad_list_no_log", _lie(KeyList, lambda rig, truth: {"agreement": b""})),
+    ("shares", "bad_list_old_log", _lie(KeyList, _older_head)),
+    ("shares", "bad_list_other_log", _lie(KeyList, _forked)),
     ("shares", "bad_list_other_round", _lie(KeyList, lambda rig, truth: {"context": bytes(32)})),
     ("masked", "bad_ciphertexts_swapped", _lie(Ciphertexts, lambda r, t: {"ciphertexts": t.ciphertexts[::-1]})),
     ("masked", "bad_ciphertexts_recipient", lambda rig: rig.mail["basel"]),

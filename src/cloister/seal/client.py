@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.seal import derive, labels, shamir
 from cloister.seal.identity import Identity, Randomness
+from cloister.seal.log import Agreement, LogView, origin_of
 from cloister.seal.masks import apply_masks, pack, reduce
 from cloister.seal.merkle import root_of
 from cloister.seal.messages import (
@@ -93,7 +94,10 @@ class SealClient:
       min_survivors: this site's own fewest sites of a sum. assume_colluders: of them, how many may work against it.
       last_round, last_receipt: of this run: the last round that this site saw, and the digest of the last receipt it
         verified; -1 and ZERO32 before the first.
-    Attributes: phase. plan: after `open`. receipt: after message 10.
+      checkpoint: of the coordinator's log: the newest one that this site verified (`LogView.note`), b"" before that.
+    Attributes: phase. plan: after `open`. receipt: after message 10. log: what this site knows of the log; moves on
+      with message 2, to be kept durably then.
+    Raises: MalformedMessage, BadSignature, StaleReceipt: a checkpoint that this coordinator never signed.
     """
 
     plan: Plan
@@ -111,9 +115,11 @@ class SealClient:
         assume_colluders: int = 0,
         last_round: int = -1,
         last_receipt: bytes = labels.ZERO32,
+        checkpoint: bytes = b"",
     ) -> None:
         self.site, self.phase = site, SitePhase.NEW
         self.receipt: Receipt | None = None
+        self.log = LogView.resume(origin_of(roster.federation), coordinator_key, checkpoint)
         self._identity, self._roster, self._coordinator_key = identity, roster, coordinator_key
         self._journal, self._randomness = journal, randomness
         self._min_survivors, self._colluders = max(MIN_SITES, min_survivors), assume_colluders
@@ -179,6 +185,7 @@ class SealClient:
             channel.public_key().public_bytes_raw(),
             mask.public_key().public_bytes_raw(),
             derive.commitment(self._context, self.site, beta),
+            self.log.note,
         ).signed(self._identity)
         answer = own.to_bytes()
         self._once("open", self._context + digest(answer))
@@ -253,6 +260,7 @@ class SealClient:
         if len({key for entry in entries for key in (entry.channel, entry.mask)}) != 2 * len(entries):
             raise KeyListConflict("a public key is in the list of keys twice")
         self._enough(sites, "sent keys")
+        log = self._one_log(message)
         h1 = derive.key_list_digest(self._context, entries)
         dealt = self._deal(sites)
         inbound, pairs, ciphertexts = {}, {}, []
@@ -266,10 +274,19 @@ class SealClient:
             pair = derive.exchange(mask, keys_of[other].mask, other)
             pairs[other] = derive.pair_seed(pair, self._context, h1, self.site, other)
         answer = Shares(self._context, h1, self.site, tuple(ciphertexts)).signed(self._identity).to_bytes()
-        self._u1, self._h1 = sites, h1
+        self._u1, self._h1, self.log = sites, h1, log
         self._inbound, self._pairs, self._shares = inbound, pairs, {self.site: dealt[self.site]}
         self._channel, self._sigma = None, 0  # all that they are for has been derived from them
         return answer
+
+    def _one_log(self, message: KeyList) -> LogView:
+        """The view after message 2. Raises: StaleReceipt: the sites were shown different logs, or one is hidden."""
+        carried = {entry.site: entry.checkpoint for entry in message.entries}
+        if message.agreement:
+            return self.log.agree(carried, Agreement.from_bytes(message.agreement))
+        if any(carried.values()):
+            raise StaleReceipt("sites carry checkpoints of the log, and the coordinator shows none.")
+        return self.log
 
     def _deal(self, sites: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Shares of (beta, sigma) for each holder."""

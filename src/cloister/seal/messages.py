@@ -28,6 +28,8 @@ MAX_NAME_BYTES = 63  # of a site's id, as a DNS label
 MAX_PLAN_BYTES = 1 << 20  # a plan names a layout and a cohort; a longer one is an attack
 PART_BYTES = 1 << 22  # a masked vector travels in parts of 4 MiB, as S3 takes them from 5 MiB and browsers from 1
 CIPHERTEXT_BYTES = 32 + 32 + 16  # two shares and the tag
+MAX_CHECKPOINT_BYTES = 512  # a head of the log with the coordinator's signature alone has some 300
+MAX_AGREEMENT_BYTES = 1 << 22  # a consistency proof from the heads of all sites: 4 KiB each, most are the same
 
 Read = TypeVar("Read")
 
@@ -170,12 +172,13 @@ class Keys(Message):
     channel: bytes  # X25519 public key c_pk: shares are encrypted to it
     mask: bytes  # X25519 public key s_pk: pairwise masks come from it
     commitment: bytes
+    checkpoint: bytes = b""  # the newest head of the log that it verified (a note, see `log`)
 
     def body(self) -> bytes:
         return self.context + self._own()
 
     def _own(self) -> bytes:
-        return _name(self.site) + self.channel + self.mask + self.commitment
+        return _name(self.site) + self.channel + self.mask + self.commitment + lp(self.checkpoint)
 
     def entry(self) -> bytes:
         """What a KeyList holds of it."""
@@ -188,24 +191,26 @@ class Keys(Message):
     @classmethod
     def read_entry(cls, reader: Reader, context: bytes) -> Self:
         site, channel, mask, commitment = reader.name(), reader.take(32), reader.take(32), reader.take(32)
-        return cls(context, site, channel, mask, commitment, signature=reader.take(SIGNATURE_BYTES))
+        checkpoint = reader.prefixed(MAX_CHECKPOINT_BYTES)
+        return cls(context, site, channel, mask, commitment, checkpoint, signature=reader.take(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True)
 class KeyList(Message):
-    """2. Coordinator to U1: everybody's Keys; the same bytes for all."""
+    """2. Coordinator to U1: everybody's Keys, and proof that their checkpoints lie in one log; the same for all."""
 
     LABEL = labels.KEYLIST
     entries: tuple[Keys, ...]
+    agreement: bytes = b""  # `log.Agreement`; empty where no log is kept
 
     def body(self) -> bytes:
-        return self.context + _count(entry.entry() for entry in self.entries)
+        return self.context + _count(entry.entry() for entry in self.entries) + lp(self.agreement)
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
         context = reader.take(32)
         entries = reader.names(lambda: Keys.read_entry(reader, context), lambda entry: entry.site)
-        return cls(context, entries, signature=reader.take(SIGNATURE_BYTES))
+        return cls(context, entries, reader.prefixed(MAX_AGREEMENT_BYTES), signature=reader.take(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy as np
 
 from cloister.seal import derive, labels, shamir
 from cloister.seal.identity import Identity
+from cloister.seal.log import open_checkpoint, origin_of
 from cloister.seal.masks import Seed, apply_masks, packed_bytes, reduce, unpack
 from cloister.seal.messages import (
     Ciphertexts,
@@ -187,6 +188,8 @@ class SealServer:
             raise KeyListConflict("a public key that another one repeats")
         derive.check_public(message.channel, site)
         derive.check_public(message.mask, site)
+        if message.checkpoint:  # one that was never signed here would make every other site refuse the list
+            open_checkpoint(message.checkpoint, origin_of(self.plan.federation), self._identity.public)
         self._keys[site] = message
 
     def _take_shares(self, site: str, data: bytes) -> None:
@@ -235,9 +238,15 @@ class SealServer:
 
     # What the coordinator sends -----------------------------------------------------------------------------------
 
-    def close(self) -> dict[str, bytes]:
+    def checkpoints(self) -> dict[str, bytes]:
+        """By site, the note of the log that its keys carried, b"" for none: what an agreement must cover."""
+        return {site: keys.checkpoint for site, keys in self._keys.items()}
+
+    def close(self, agreement: bytes = b"") -> dict[str, bytes]:
         """Ends this phase: what to send to each recipient (nothing after the last one).
 
+        Args: agreement: `Log.agreement` over the sizes of `checkpoints()`, as bytes; of use in the first phase only.
+          Like a message it is part of the transcript: a machine that is made anew must be given the same.
         Raises: TooFewSurvivors: fewer answers than the plan requires; the round is void and nothing was opened.
           BadShare: a secret that the answers contradict; the round is void. UnexpectedMessage: it is over already.
         """
@@ -255,7 +264,7 @@ class SealServer:
                 mend=f"Wait for {missing}, or go on with a cohort without them.",
             )
         closers: dict[Phase, Callable[[tuple[str, ...]], dict[str, bytes]]] = {
-            Phase.KEYS: self._close_keys,
+            Phase.KEYS: lambda sites: self._close_keys(sites, agreement),
             Phase.SHARES: self._close_shares,
             Phase.MASKED: self._close_masked,
             Phase.CONSISTENT: self._close_consistent,
@@ -265,10 +274,10 @@ class SealServer:
         self.phase = after
         return outgoing
 
-    def _close_keys(self, sites: tuple[str, ...]) -> dict[str, bytes]:
+    def _close_keys(self, sites: tuple[str, ...], agreement: bytes) -> dict[str, bytes]:
         entries = tuple(self._keys[site] for site in sites)
         self.u1, self._h1 = sites, derive.key_list_digest(self.context, entries)
-        message = KeyList(self.context, entries).signed(self._identity).to_bytes()
+        message = KeyList(self.context, entries, agreement).signed(self._identity).to_bytes()
         return dict.fromkeys(sites, message)
 
     def _close_shares(self, sites: tuple[str, ...]) -> dict[str, bytes]:
