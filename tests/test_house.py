@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "cloister"
 ROOMS = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
 TRUSTED = ("vector", "seal", "privacy", "round", "site")
 TRUSTED_LINES = 6_000  # of code: what an auditor of a site has to read
-PACKAGE_LINES = 15_000
+PACKAGE_LINES = 18_000  # the attack suite that ships is a tenth of it
 FILE_LINES = 600
 FUNCTION_LINES = 80
 
