@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: setup demo test lint fix bench fuzz docs clean
+.PHONY: setup demo test lint fix bench reproduce fuzz docs clean
 
 setup: $(STAMP)  ## make .venv and install everything
 
@@ -40,7 +40,10 @@ fix: $(STAMP)  ## mend style by machine
 	@$(BIN)/ruff format --quiet .
 
 bench: $(STAMP)  ## every benchmark, each beside its ceiling measured in the same run
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+	@for file in $(filter-out benchmarks/reproduce.py, $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+reproduce: $(STAMP)  ## published numbers, measured again; NAME=heart, ARGS="--write"
+	@$(BIN)/python benchmarks/reproduce.py $(NAME) $(ARGS)
 
 fuzz: $(STAMP)  ## inputs into every decoder; ARGS="--inputs 1000000 --seed 1"
 	@$(BIN)/python tests/fuzz/decoders.py $(ARGS)
