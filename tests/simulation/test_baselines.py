@@ -108,3 +108,15 @@ def test_who_beats_whom():
     assert found.against_local("auc") == (0, 0, 0)
     assert found.local_mean("accuracy") == pytest.approx(0.875)
     assert np.isnan(found.table().loc["pooled"]).all()
+
+
+def test_baselines_of_any_algorithm_are_plain_training(whole, make_job):
+    """A server's optimizer or a part that stays has nothing to do with what one site gets alone."""
+    plain, adaptive, partial = (
+        cl.simulate(make_job(algorithm=algorithm), whole, sites=3, baselines=True, engine="serial")
+        for algorithm in (cl.FedAvg(rounds=3), cl.FedAdam(rounds=3), cl.FedRep(rounds=3))
+    )
+    for other in (adaptive, partial):
+        assert other.comparison.pooled == plain.comparison.pooled
+        assert other.comparison.local == plain.comparison.local
+    assert partial.comparison.federated == partial.final, "nobody has that model whole"

@@ -44,6 +44,7 @@ class Algorithm(ABC):
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()  # of the task: keys of `local.NEEDS`
     stateful: ClassVar[bool] = False  # whether sites keep a memory of their own between rounds
+    whole: ClassVar[bool] = True  # whether the result is all of a model; else part of it stays at each site
     measured: ClassVar[tuple[str, ...]] = ("test",)  # the models that are evaluated: the keys of `models`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -79,6 +80,10 @@ class Algorithm(ABC):
         "test" is the one that the history's loss, accuracy ... are about.
         """
         return {"test": site.model}
+
+    def alone(self) -> Algorithm:
+        """What a site without a federation would do in its stead, for as many rounds: a baseline."""
+        return self
 
     @property
     def trains_plainly(self) -> bool:

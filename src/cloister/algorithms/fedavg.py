@@ -57,6 +57,9 @@ class FedAvg(Algorithm):
     def learn(self, state: State, total: Total) -> State:
         return self.moved(state, total.mean("delta"))
 
+    def alone(self) -> Algorithm:
+        return FedAvg(rounds=self.rounds, bound=self.bound)  # of one delta: plain training
+
     # --- what algorithms that average deltas have in common
 
     def blocks(self, state: State) -> tuple[Block, ...]:

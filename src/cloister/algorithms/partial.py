@@ -35,6 +35,7 @@ class PartialSharing(FedAvg):
 
     needs = frozenset({"steps"})
     stateful = True
+    whole = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ import pandas as pd
 from cloister.job import Arrays, Job
 from cloister.learn import Trainer, predict
 from cloister.learn.arrays import ArrayData
-from cloister.learn.comparison import Comparison, measure
+from cloister.learn.comparison import HIGHER_IS_BETTER, Comparison, measure
 from cloister.round import Program, run
 from cloister.simulation.cohort import LocalCohort
 from cloister.simulation.engine import SerialEngine
@@ -31,15 +31,16 @@ def compare(
     """Measures a federated model against each site's own and the pooled one, on the union of all test rows.
 
     The baselines take the same number of rounds, local epochs and batch size; the pooled one is plain minibatch
-    training on every site's training rows.
+    training on every site's training rows. A model of which a part stays at each site is measured by the federation's
+    own sealed sums, since nobody has it whole.
 
     Args:
       tables: of the sites, by name. state: the federation's final state, simulated or real.
       say: takes a line before each training.
     """
-    quiet = job
-    if job.evaluate is not None:  # the baselines are measured once, here
-        quiet = dataclasses.replace(job, evaluate=dataclasses.replace(job.evaluate, every=NEVER))
+    quiet = dataclasses.replace(job, algorithm=job.algorithm.alone())
+    if quiet.evaluate is not None:  # the baselines are measured once, here
+        quiet = dataclasses.replace(quiet, evaluate=dataclasses.replace(quiet.evaluate, every=NEVER))
     sites = {}
     for site, table in tables.items():
         try:
@@ -53,7 +54,7 @@ def compare(
     say("all rows in one place")
     everything = _pool(quiet, sites)
     return Comparison(
-        federated=_scores(quiet, state, sites),
+        federated=_scores(quiet, state, sites) if job.algorithm.whole else _sealed(state),
         pooled=_scores(everything.job, _alone(everything.job, state, everything), {POOLED: everything}),
         local=local,
         train_rows={site: trainer.rows for site, trainer in sites.items()},
@@ -69,6 +70,12 @@ def _alone(job: Job, like: State, trainer: Trainer) -> State | None:
         return run(Program(job, like.facts["columns"]), cohort)
     except (TaskError, DataError):
         return None
+
+
+def _sealed(state: State) -> dict[str, float | None]:
+    """The final model's metrics as the federation measured them."""
+    last = state.facts["history"][-1]
+    return {name: last[name] for name in HIGHER_IS_BETTER if name in last}
 
 
 def _pool(job: Job, sites: Mapping[str, Trainer]) -> Trainer:
