@@ -6,7 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A loaded machine is no failure; and a push is judged on the same examples each time, new ones are for developers.
+hypothesis.settings.register_profile("cloister", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("cloister")
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
