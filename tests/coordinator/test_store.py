@@ -14,9 +14,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError
 
 from cloister.coordinator.blobs import BlobFolder
-from cloister.coordinator.store import Run, Store, Tx
+from cloister.coordinator.store import Round, Run, Store, Tx
 from cloister.coordinator.tables import metadata
 from cloister.vector.errors import BadUpload, EnvelopeReplayed, StorageFull, UsageError
 
@@ -88,14 +89,27 @@ def test_transcripts_keep_a_repeated_message_once(store: Store) -> None:
 
 def test_rounds_are_forgotten_with_their_uploads(store: Store) -> None:
     def write(tx: Tx) -> list[bytes]:
-        for number in range(3):
+        for number in range(5):
+            outcome = "open" if number == 4 else "done"
+            tx.add_round(Round(RUN.id, number, b"", "00" * 32, outcome, None, None, 0.0))
             tx.announce(RUN.id, number, "kent", b"%d" % number)
             tx.append(RUN.id, number, "close", "", b"")
-        return tx.drop_rounds(RUN.id, before=2)
+        return tx.drop_rounds(RUN.id, keep=2)
 
     assert sorted(store.run_tx("drop", write)) == [b"0", b"1"]
-    assert store.run_tx("look", lambda tx: (tx.transcript(RUN.id, 1), tx.uploads(RUN.id, 2))) == ([], {"kent": b"2"})
-    assert store.run_tx("drop", lambda tx: tx.drop_round(RUN.id, 2)) == [b"2"]
+    assert store.run_tx("look", lambda tx: (tx.transcript(RUN.id, 3), tx.uploads(RUN.id, 2))) == ([], {"kent": b"2"})
+    assert store.run_tx("look", lambda tx: len(tx.transcript(RUN.id, 4))) == 1
+    assert store.run_tx("drop", lambda tx: tx.drop_round(RUN.id, 4)) == [b"4"]
+    assert store.run_tx("none", lambda tx: tx.drop_rounds("00" * 16, keep=2)) == []
+
+
+def test_the_log_only_grows(store: Store) -> None:
+    for place in range(3):
+        store.run_tx("append", lambda tx, place=place: tx.append_to_log(bytes([place]) * 32, f"{place:064x}"))
+    with pytest.raises(IntegrityError):
+        store.run_tx("append", lambda tx: tx.append_to_log(bytes(32), f"{1:064x}"))
+    assert store.run_tx("look", lambda tx: tx.log_after(1)) == [b"\x01" * 32, b"\x02" * 32]
+    assert store.run_tx("look", lambda tx: (tx.place_in_log(f"{2:064x}"), tx.place_in_log("ff"))) == (2, None)
 
 
 def test_runs_keep_their_json(store: Store) -> None:

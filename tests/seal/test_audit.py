@@ -130,7 +130,7 @@ def test_a_root_that_no_site_signed_is_refused(honest):
 
 def test_the_opening_shows_one_secret_of_each_site_and_takes_off_no_survivors_pair_mask(honest):
     """What is shown leaves each survivor's vector masked: the words that remain look like nothing it sent."""
-    entries = {entry.site: entry for entry in audit._entries(honest.keys, honest.receipt, honest.rig.roster)}
+    entries = {entry.site: entry for entry in audit.key_entries(honest.keys, honest.receipt, honest.rig.roster)}
     assert len(honest.opening) == len(honest.receipt.u2)
     seeds = audit._seeds(honest.opening, honest.receipt, entries)
     site = honest.receipt.u3[0]

@@ -111,7 +111,7 @@ def test_receipts_form_one_chain(journal: Journal) -> None:
         journal.add_receipt(RUN, 0, b"b" * 32, b"body")
 
 
-@settings(max_examples=15)  # each opens files that are synced to disk
+@settings(max_examples=15, deadline=None)  # each opens files that are synced to disk
 @given(restarts=st.lists(st.integers(0, 600), min_size=1, max_size=4))
 def test_numbers_only_grow_over_restarts(tmp_path_factory: pytest.TempPathFactory, restarts: list[int]) -> None:
     path = tmp_path_factory.mktemp("numbers") / "journal.db"

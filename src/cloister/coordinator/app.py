@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from cloister.coordinator.audits import audited
 from cloister.coordinator.folder import COORDINATOR
 from cloister.coordinator.hub import Hub
 from cloister.coordinator.membership import enroll
@@ -45,6 +47,8 @@ def make_app(hub: Hub, runs: Runs) -> Starlette:
         Route(api.EVENTS, desk.events, methods=["POST"]),
         Route(api.RESULTS, desk.result, methods=["POST"]),
         Route(api.STOP, desk.stop, methods=["POST"]),
+        Route(api.LOG, desk.log, methods=["POST"]),
+        Route(api.AUDITS, desk.audit, methods=["POST"]),
     ]
     return Starlette(routes=routes, exception_handlers={CloisterError: _problem})
 
@@ -75,6 +79,7 @@ class Desk:
 
     def __init__(self, hub: Hub, runs: Runs) -> None:
         self._hub, self._runs = hub, runs
+        self._auditing = asyncio.Semaphore()
 
     async def _envelope(
         self, request: Request, types: tuple[str, ...], roles: tuple[str, ...], limit: int = api.MAX_MESSAGE_BYTES
@@ -173,6 +178,33 @@ class Desk:
         path = self._hub.blobs.path(envelope.body.hex())
         self._hub.traffic.down[envelope.sender] += path.stat().st_size
         return FileResponse(path, media_type="application/octet-stream")
+
+    # what proves that all went well
+
+    async def log(self, request: Request) -> Response:
+        envelope, _ = await self._envelope(request, ("log", "entry"), SITE + ANALYST)
+        self._accept_number(envelope)
+        if envelope.type == "log":
+            data = self._hub.log.shown()
+        else:
+            asked = api.EntryRef.from_bytes(envelope.body)
+            data = self._hub.log.entry(asked.receipt, asked.since)
+        self._hub.traffic.down[envelope.sender] += len(data)
+        return Response(data, media_type="application/octet-stream")
+
+    async def audit(self, request: Request) -> Response:
+        """Streams the answer; one at a time, since each reads a round's masked vectors from the disk."""
+        envelope, _ = await self._envelope(request, ("audit",), SITE + ANALYST)
+        self._accept_number(envelope)
+        answer = audited(self._hub, api.Challenge.from_bytes(envelope.body))
+
+        async def one_at_a_time() -> AsyncIterator[bytes]:
+            async with self._auditing:
+                async for piece in iterate_in_threadpool(answer()):
+                    self._hub.traffic.down[envelope.sender] += len(piece)
+                    yield piece
+
+        return StreamingResponse(one_at_a_time(), media_type="application/octet-stream")
 
     # analysts
 

@@ -46,7 +46,7 @@ class BlobFolder:
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
 
-    def put(self, data: bytes) -> str:
+    def put(self, data: bytes | memoryview) -> str:
         """Stores the bytes and returns their digest (hex). Raises: StorageFull."""
         name = hashlib.sha256(data).hexdigest()
         if not self.has(name):

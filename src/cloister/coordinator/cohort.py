@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cloister.coordinator.hub import Hub, Stopping
-from cloister.coordinator.rounds import OpenRound, delete_parts, void_round
+from cloister.coordinator.rounds import OpenRound, delete_parts, little_endian, void_round
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.job import Job
 from cloister.round import choose_cohort
 from cloister.seal.labels import ZERO32
+from cloister.seal.merkle import leaf_hash
 from cloister.seal.plan import Plan
 from cloister.seal.receipt import open_receipt
+from cloister.seal.state import Phase
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.vector import Query, State, Total, open_total
 from cloister.vector.errors import CloisterError, DataError, PeerError, RoundVoid, TooFewSites
@@ -39,11 +41,12 @@ class Stopped(CloisterError):
 
 @dataclass(frozen=True)
 class _Opened:
-    """A sum that is open, waiting for the state that is learnt from it."""
+    """A sum that is open, waiting for the state that is learnt from it. Attributes: total: its blob."""
 
     round: OpenRound
     query: Query
     sum_root: bytes
+    total: str
 
 
 class RemoteCohort:
@@ -169,7 +172,8 @@ class RemoteCohort:
             try:
                 await round.drive()
                 words, root = await asyncio.to_thread(round.total)
-                return _Opened(round, query, root), words
+                total = await asyncio.to_thread(self._hub.blobs.put, little_endian(words))
+                return _Opened(round, query, root, total), words
             except PeerError as fault:
                 self._void(round, fault)
                 last = fault
@@ -240,24 +244,34 @@ class RemoteCohort:
         """Makes the state, the round that it was learnt from and the receipt of both durable, all or nothing."""
         opened = self._opened
         assert opened is not None, "a state is learnt from a sum"
-        name = self._hub.blobs.put(state.to_bytes())
-        receipt = opened.round.server.receipt(opened.sum_root, bytes.fromhex(name))
-        blob = self._hub.blobs.put(receipt)
-        self._call(self._save(opened, state, name, receipt, blob))
+        blobs, round = self._hub.blobs, opened.round
+        name = blobs.put(state.to_bytes())
+        receipt = round.server.receipt(opened.sum_root, bytes.fromhex(name))
+        evidence = {
+            "receipt": open_receipt(receipt, self._hub.identity.public).digest.hex(),
+            "blob": blobs.put(receipt),
+            "total": opened.total,
+            "keylist": blobs.put(round.shown[Phase.KEYS]),
+            "consistency": blobs.put(round.shown[Phase.CONSISTENT]),
+            "opening": b"".join(round.server.opening()),
+        }
+        self._call(self._save(opened, state, name, receipt, evidence))
         self._opened = None
 
-    async def _save(self, opened: _Opened, state: State, name: str, receipt: bytes, blob: str) -> None:
+    async def _save(
+        self, opened: _Opened, state: State, name: str, receipt: bytes, evidence: Mapping[str, Any]
+    ) -> None:
         hub, run, round = self._hub, self._run.id, opened.round
-        body = open_receipt(receipt, hub.identity.public).digest.hex()
         event = self._round_event(opened, state)
 
         def write(tx: Tx) -> list[bytes]:
             tx.set_run(run, state=name)
-            tx.set_round(run, round.number, outcome="done", receipt=body, blob=blob)
+            tx.set_round(run, round.number, outcome="done", **evidence)
+            tx.append_to_log(leaf_hash(receipt), evidence["blob"])
             for site in self._members():  # also those that were not there: the chain of receipts has no gaps
                 tx.mail(site, hub.letter("receipt", site, run, round.number, receipt))
             tx.add_event(run, event)
-            return tx.drop_rounds(run, before=round.number)
+            return tx.drop_rounds(run, hub.folder.keep_rounds)
 
         headers = hub.store.run_tx("save", write)
         self._rounds.pop((run, round.number), None)

@@ -1,6 +1,6 @@
 """A coordinator's folder: its key, its certificate, its settings, its database and its blobs.
 
-coordinator.toml     federation, id, host, port                     blobs/   queries, jobs, states, receipts
+coordinator.toml     federation, host, port, keep_rounds            blobs/   queries, jobs, states, sums, receipts
 coordinator.key      32 bytes, hex, readable by the owner only      parts/   masked vectors
 tls.pem, tls-key.pem the pinned certificate and its key             cloister.db
 """
@@ -32,16 +32,22 @@ from cloister.vector.errors import UsageError
 COORDINATOR = "coordinator"  # its id in the roster
 CERTIFICATE_DAYS = 3650  # pinned by digest, so its end is a formality: ten years, as for a private CA
 SECRET_MODE = 0o600
+SETTINGS = ("federation", "host", "port", "keep_rounds")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """An initialised coordinator's folder and its settings. url: what sites and analysts are told."""
+    """An initialised coordinator's folder and its settings.
+
+    Attributes: url: what sites and analysts are told. keep_rounds: of how many rounds of each run, the newest, the
+      masked vectors are kept, so that they can be audited.
+    """
 
     path: Path
     federation: str
     host: str
     port: int
+    keep_rounds: int = 1
 
     @property
     def url(self) -> str:
@@ -67,7 +73,7 @@ class Folder:
         return Store(self.path / "cloister.db")
 
     def blobs(self) -> BlobFolder:
-        """Queries, jobs, states and receipts."""
+        """Queries, jobs, states, opened sums, receipts, and messages 2 and 8."""
         return BlobFolder(self.path / "blobs")
 
     def parts(self) -> BlobFolder:
@@ -78,14 +84,19 @@ class Folder:
 def open_folder(path: Path) -> Folder:
     """Raises: UsageError: no coordinator was initialised there, or its settings do not parse."""
     try:
-        settings = tomllib.loads((path / "coordinator.toml").read_text())
-        return Folder(path, settings["federation"], settings["host"], settings["port"])
+        settings = {"keep_rounds": 1} | tomllib.loads((path / "coordinator.toml").read_text())
+        found = Folder(path, **{name: settings[name] for name in SETTINGS})
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{path} is no coordinator's folder.", mend="Make one with `cloister coordinator init NAME`."
         ) from None
     except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as fault:
         raise UsageError(f"{path / 'coordinator.toml'} does not parse ({fault}).", mend="Restore it.") from None
+    if type(found.keep_rounds) is not int or found.keep_rounds < 1:
+        raise UsageError(
+            f"{path / 'coordinator.toml'}: keep_rounds is {found.keep_rounds!r}.", mend="Keep 1 or more."
+        )
+    return found
 
 
 def init_coordinator(
@@ -117,7 +128,7 @@ def init_coordinator(
     store = made.store()
     store.add_roster(1, sign_roster(roster, [root]))
     store.close()
-    settings = {"federation": federation, "host": host, "port": port}
+    settings = {name: getattr(made, name) for name in SETTINGS}
     text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     (folder / "coordinator.toml").write_text(text)  # last: a folder with settings is a whole one
     return made

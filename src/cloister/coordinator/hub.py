@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cloister.coordinator.folder import COORDINATOR, Folder
+from cloister.coordinator.log import ReceiptLog
 from cloister.coordinator.membership import Members
 from cloister.coordinator.presence import Presence, Signals, Traffic
 from cloister.seal.plan import Plan
@@ -49,6 +50,7 @@ class Hub:
         self.identity = folder.identity()
         self.store = folder.store()
         self.members = Members(folder, self.store)
+        self.log = ReceiptLog(self.store, folder.federation, self.identity)
         self.blobs, self.parts = folder.blobs(), folder.parts()
         for store in (self.blobs, self.parts):
             store.clear_incoming()

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from cloister.coordinator.hub import Hub, Stopping
 from cloister.coordinator.store import Round, Run, Tx
+from cloister.coordinator.uploads import Uploads
 from cloister.seal.masks import packed_bytes
-from cloister.seal.merkle import MerkleBuilder, root_of
-from cloister.seal.messages import PART_BYTES, MaskedHeader, label_of, masked_header
+from cloister.seal.merkle import root_of
+from cloister.seal.messages import MaskedHeader, label_of, masked_header
 from cloister.seal.plan import Plan
 from cloister.seal.server import SealServer
 from cloister.seal.state import Phase
@@ -30,19 +31,19 @@ from cloister.vector.errors import (
 from cloister.vector.layout import Words
 from cloister.wire import Envelope, api
 
-READ_BYTES = 1 << 20  # of a part at a time, when its Merkle root is computed
 MAIL = {  # what the machine's close() sends goes into mailboxes under these names
     Phase.KEYS: "keylist",
     Phase.SHARES: "ciphertexts",
     Phase.MASKED: "survivors",
     Phase.CONSISTENT: "consistency",
 }
+SHOWN = (Phase.KEYS, Phase.CONSISTENT)  # what closes these is the same for all sites, and evidence afterwards
 Result = TypeVar("Result")
 
 
 class OpenRound:
     """Attributes: plan. server: the seal machine. gone: sites that will not answer any more in this round, refused or
-    restarted. seconds: how long each closed phase took."""
+    restarted. seconds: how long each closed phase took. shown: messages 2 and 8, by the phase that they closed."""
 
     def __init__(self, hub: Hub, run: Run, row: Round) -> None:
         self._hub, self.run, self.number = hub, run.id, row.number
@@ -53,6 +54,7 @@ class OpenRound:
         self._headers: dict[str, MaskedHeader] = {}
         self.gone: set[str] = set()
         self.seconds: dict[str, float] = {}
+        self.shown: dict[Phase, bytes] = {}
         self._traffic = hub.traffic.snapshot()
         self.server = self._replayed()
 
@@ -63,7 +65,7 @@ class OpenRound:
         transcript, uploads = self._hub.store.run_tx("replay", lambda tx: (tx.transcript(*key), tx.uploads(*key)))
         for kind, site, data in transcript:
             if kind == "close":
-                server.close()
+                self._remember(server.phase, server.close(data))
             elif kind == "gone":
                 self.gone.add(site)
             else:
@@ -75,8 +77,13 @@ class OpenRound:
 
     def _check_upload(self, site: str) -> None:
         """Raises: BadUpload: what lies on disk is not what the site signed for."""
-        root, length = self._root([name for name, _ in self.parts_of(site)])
-        self._headers[site].check(root, length)
+        header = self._headers[site]
+        tree, length = Uploads(self._hub.parts, {site: header}).hashed(site)
+        header.check(tree.root(), length)
+
+    def _remember(self, closed: Phase, outgoing: Mapping[str, bytes]) -> None:
+        if closed in SHOWN:
+            self.shown[closed] = next(iter(outgoing.values()))
 
     def _commit(self, name: str, write: Callable[[Tx], Result], *, flush: bool) -> Result:
         """A transaction that moves the machine too: if it cannot be committed, the machine goes back."""
@@ -152,15 +159,6 @@ class OpenRound:
         async with self._lock:
             self._receive(site, data, None)
 
-    def _root(self, names: list[str]) -> tuple[bytes, int]:
-        builder, length = MerkleBuilder(), 0
-        for name in names:
-            with self._hub.parts.path(name).open("rb") as file:
-                while chunk := file.read(READ_BYTES):
-                    builder.update(chunk)
-                    length += len(chunk)
-        return builder.root(), length
-
     def drop(self, tx: Tx, site: str) -> None:
         """The site will not answer any more in this round: it refused, or lost its secrets."""
         if site in self.plan.sites:
@@ -204,10 +202,14 @@ class OpenRound:
     async def _close(self) -> None:
         async with self._lock:
             phase, answered, awaited = self.server.phase, self.server.answered(), self.server.awaited()
-            outgoing = await asyncio.to_thread(self.server.close)
+            agreement = b""
+            if phase is Phase.KEYS:
+                agreement = self._hub.log.agreement(self.server.checkpoints().values())
+            outgoing = await asyncio.to_thread(self.server.close, agreement)
+            self._remember(phase, outgoing)
 
             def write(tx: Tx) -> None:
-                tx.append(self.run, self.number, "close", "", b"")
+                tx.append(self.run, self.number, "close", "", agreement)
                 for site, body in outgoing.items():
                     tx.mail(site, self._hub.letter(MAIL[phase], site, self.run, self.number, body))
                 missing = sorted(awaited - answered)
@@ -221,22 +223,9 @@ class OpenRound:
     def total(self) -> tuple[Words, bytes]:
         """The opened sum and its Merkle root; read from disk in pieces, however many sites there are."""
         started = time.monotonic()
-        paths = {site: [self._hub.parts.path(name) for name, _ in self.parts_of(site)] for site in self.server.u3}
-
-        def read(site: str, offset: int, length: int) -> bytes:
-            pieces = []
-            while length > 0:
-                index, start = divmod(offset, PART_BYTES)
-                with paths[site][index].open("rb") as file:
-                    file.seek(start)
-                    pieces.append(file.read(min(length, PART_BYTES - start)))
-                if not pieces[-1]:
-                    raise BadUpload("a masked vector is shorter than it was", site=site)
-                offset, length = offset + len(pieces[-1]), length - len(pieces[-1])
-            return b"".join(pieces)
-
-        words = self.server.total(read)
-        root = root_of(words.astype(words.dtype.newbyteorder("<"), copy=False).view("u1").data)
+        uploads = Uploads(self._hub.parts, {site: self._headers[site] for site in self.server.u3})
+        words = self.server.total(uploads.read)
+        root = root_of(little_endian(words))
         self.seconds["open"] = time.monotonic() - started
         return words, root
 
@@ -249,6 +238,11 @@ class OpenRound:
             return {site: after[site] - before[site] for site in self.plan.sites}
 
         return {"bytes_up": since(up, before_up), "bytes_down": since(down, before_down)}
+
+
+def little_endian(words: Words) -> memoryview:
+    """The words as the protocol writes them; no copy on most machines."""
+    return words.astype(words.dtype.newbyteorder("<"), copy=False).view("u1").data
 
 
 def void_round(hub: Hub, run: str, number: int, plan: Plan, fault: CloisterError) -> None:

@@ -214,12 +214,24 @@ class Runs:
 
     def result(self, id: str) -> dict[str, Any]:
         """What a run has come to so far: digests for FETCH, and the history."""
-        one, rounds = self._hub.store.run_tx("result", lambda tx: (tx.run(id), tx.rounds(id)))
+        one, rounds, kept = self._hub.store.run_tx(
+            "result", lambda tx: (tx.run(id), tx.rounds(id), tx.rounds_with_uploads(id))
+        )
+        done = [each for each in rounds if each.blob is not None]
         state = State() if one.state is None else State.from_bytes(self._hub.blobs.read(one.state))
         return {
             **_summary(one),
             "state": one.state,
-            "receipts": [each.blob for each in rounds if each.blob is not None],
+            "roster": one.roster,
+            "receipts": [each.blob for each in done],
+            "rounds": [
+                {
+                    "round": each.number,
+                    **{name: getattr(each, name) for name in ("total", "keylist", "consistency")},
+                    "kept": each.number in kept,
+                }
+                for each in done
+            ],
             "history": state.facts.get("history", []),
             "error": one.error,
         }

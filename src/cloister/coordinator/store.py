@@ -63,7 +63,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a run. outcome: "open", "done" or "void". receipt, blob: digests (hex) once it is done."""
+    """One round of a run. outcome: "open", "done" or "void". The rest once it is done: receipt, and as blobs (digests
+    in hex) the signed receipt, the total, messages 2 and 8; opening: the secrets that were rebuilt, 32 bytes each."""
 
     run: str
     number: int
@@ -73,6 +74,10 @@ class Round:
     receipt: str | None
     blob: str | None
     started: float
+    total: str | None = None
+    keylist: str | None = None
+    consistency: str | None = None
+    opening: bytes | None = None
 
 
 class Tx:
@@ -222,20 +227,44 @@ class Tx:
         rows = self._run(select(t.upload).where(t.upload.c.run == run, t.upload.c.round == round))
         return {row.site: row.header for row in rows}
 
-    def drop_rounds(self, run: str, before: int) -> list[bytes]:
-        """Forgets transcripts and uploads of a run's rounds before this one; returns the headers of the uploads."""
-        return self._drop(run, lambda round: round < before)
+    def rounds_with_uploads(self, run: str) -> set[int]:
+        return set(self._run(select(t.upload.c.round).where(t.upload.c.run == run)).scalars())
+
+    def drop_rounds(self, run: str, keep: int) -> list[bytes]:
+        """Forgets the uploads of a run's done rounds but the newest `keep`, and their transcripts.
+
+        Returns: the headers of these uploads.
+        """
+        done = select(t.round.c.number).where(t.round.c.run == run, t.round.c.outcome == "done")
+        numbers = list(self._run(done.order_by(t.round.c.number.desc()).limit(keep)).scalars())
+        if not numbers:
+            return []
+        self._run(delete(t.transcript).where(t.transcript.c.run == run, t.transcript.c.round <= numbers[0]))
+        return self._drop_uploads(t.upload.c.run == run, t.upload.c.round < numbers[-1])
 
     def drop_round(self, run: str, number: int) -> list[bytes]:
-        """The same for one round."""
-        return self._drop(run, lambda round: round == number)
+        """Forgets transcript and uploads of one round; returns the headers of the uploads."""
+        self._run(delete(t.transcript).where(t.transcript.c.run == run, t.transcript.c.round == number))
+        return self._drop_uploads(t.upload.c.run == run, t.upload.c.round == number)
 
-    def _drop(self, run: str, which: Callable[[Any], Any]) -> list[bytes]:
-        where = (t.upload.c.run == run, which(t.upload.c.round))
+    def _drop_uploads(self, *where: Any) -> list[bytes]:
         headers = [row.header for row in self._run(select(t.upload.c.header).where(*where))]
         self._run(delete(t.upload).where(*where))
-        self._run(delete(t.transcript).where(t.transcript.c.run == run, which(t.transcript.c.round)))
         return headers
+
+    # the log of receipts
+
+    def append_to_log(self, leaf: bytes, receipt: str) -> None:
+        """Args: leaf: hash of a signed receipt. receipt: its digest, hex."""
+        place = self._run(select(func.count()).select_from(t.log)).scalar() or 0
+        self._run(insert(t.log).values(place=place, leaf=leaf, receipt=receipt))
+
+    def log_after(self, size: int) -> list[bytes]:
+        """The leaves from this place on."""
+        return list(self._run(select(t.log.c.leaf).where(t.log.c.place >= size).order_by(t.log.c.place)).scalars())
+
+    def place_in_log(self, receipt: str) -> int | None:
+        return self._run(select(t.log.c.place).where(t.log.c.receipt == receipt)).scalar()
 
     # events
 

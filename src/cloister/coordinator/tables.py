@@ -100,6 +100,7 @@ run_refusal = Table(
 )
 
 # outcome: open -> done | void. previous, receipt: digests of the run's receipts; blob: of the signed receipt
+# total, keylist, consistency: digests of the opened sum and of messages 2 and 8; opening: the secrets rebuilt for it
 round = Table(
     "round",
     metadata,
@@ -111,6 +112,19 @@ round = Table(
     Column("receipt", HEX, nullable=True),
     Column("blob", HEX, nullable=True),
     Column("started", Float, nullable=False),
+    Column("total", HEX, nullable=True),
+    Column("keylist", HEX, nullable=True),
+    Column("consistency", HEX, nullable=True),
+    Column("opening", LargeBinary, nullable=True),
+)
+
+# the log of all receipts: their leaf hashes, by place, which counts from 0; append-only. receipt: of the signed bytes
+log = Table(
+    "log",
+    metadata,
+    Column("place", Integer, primary_key=True),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("receipt", HEX, nullable=False, unique=True),
 )
 
 # what happened in a round, in order: kind is "message" or "close" (told to the seal machine) or "gone" (a site will
@@ -126,7 +140,7 @@ transcript = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
-# the signed header of a masked vector, from its arrival until its round is over
+# the signed header of a masked vector, from its arrival; dropped with the vector when the round is not kept any more
 upload = Table(
     "upload",
     metadata,

@@ -6,6 +6,7 @@
     rosters/00001.roster            the signed rosters, by version
     receipts/00000.receipt          the signed receipts of the run, in order; void rounds have none
     totals/00000.words              the words of each opened sum, 4 bytes each (8 at 64 bits), little endian
+    keys/00000.message              message 2: every site's signed keys, with the head of the log that it knew
     consistency/00000.message       message 8: the signatures on its survivor set
     audits/00000-NONCE.audit        answers to honest-sum challenges (seal/audit.py), NONCE in hex
     log/leaves                      leaf hashes of the whole log of receipts, 32 bytes each
@@ -25,17 +26,22 @@ from dataclasses import dataclass, field, replace
 from cloister.vector.bundle import canonical
 from cloister.vector.errors import MalformedMessage
 
-NUMBERED = re.compile(r"(rosters|receipts|totals|consistency|audits)/([0-9]{5})(?:-([0-9a-f]{64}))?\.[a-z]+")
+NUMBERED = re.compile(r"(rosters|receipts|totals|keys|consistency|audits)/([0-9]{5})(?:-([0-9a-f]{64}))?\.[a-z]+")
 SUFFIX = {
     "rosters": "roster",
     "receipts": "receipt",
     "totals": "words",
+    "keys": "message",
     "consistency": "message",
     "audits": "audit",
 }
-
-
+REQUIRED = ("job.bundle", "state.bundle", "trust.json")
 Buffer = bytes | memoryview
+
+
+def file_of(kind: str, place: int, nonce: str = "") -> str:
+    """Where it lies in the folder. Args: kind: of SUFFIX. nonce: of an audit, hex."""
+    return f"{kind}/{place:05d}{'-' + nonce if nonce else ''}.{SUFFIX[kind]}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class RoundEvidence:
     total: Buffer = field(default=b"", repr=False)
     consistency: bytes = field(default=b"", repr=False)
     audits: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    keys: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,9 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if type(self.quorum) is not int or not 1 <= self.quorum <= len(self.roots):
-            raise MalformedMessage(f"{len(self.roots)} root keys of which {self.quorum!r} must have signed.")
+            raise MalformedMessage(
+                f"trust.json: {len(self.roots)} root keys of which {self.quorum!r} must have signed."
+            )
 
     def trusting(self, *roots: bytes) -> Evidence:
         """The same evidence, judged by root keys that the reader has pinned: any of them must have signed."""
@@ -79,11 +88,12 @@ class Evidence:
             "state.bundle": self.state,
         }
         for version, roster in enumerate(self.rosters, 1):
-            files[f"rosters/{version:05d}.roster"] = roster
+            files[file_of("rosters", version)] = roster
         for place, each in enumerate(self.rounds):
-            parts = {"receipts": each.receipt, "totals": each.total, "consistency": each.consistency}
-            files |= {f"{kind}/{place:05d}.{SUFFIX[kind]}": data for kind, data in parts.items() if data}
-            files |= {f"audits/{place:05d}-{nonce}.audit": data for nonce, data in each.audits.items()}
+            parts = {"receipts": each.receipt, "totals": each.total}
+            parts |= {"keys": each.keys, "consistency": each.consistency}
+            files |= {file_of(kind, place): data for kind, data in parts.items() if data}
+            files |= {file_of("audits", place, nonce): data for nonce, data in each.audits.items()}
         if self.leaves:
             files["log/leaves"] = self.leaves
         return files | {f"log/{name}.checkpoint": note for name, note in self.checkpoints.items()}
@@ -112,19 +122,21 @@ class Evidence:
         receipts = numbered["receipts"]
         if sorted(receipts) != list(range(len(receipts))) or not receipts:
             raise MalformedMessage("the folder has no receipts, or one is missing.", mend="Fetch the results again.")
+        if missing := [name for name in REQUIRED if name not in files]:
+            raise MalformedMessage(f"the folder lacks {missing[0]}.", mend="Fetch the results again.")
         try:
             trust = json.loads(bytes(files["trust.json"]))
             roots, quorum = tuple(bytes.fromhex(key) for key in trust["roots"]), trust["quorum"]
-            job, state = bytes(files["job.bundle"]), bytes(files["state.bundle"])
         except (KeyError, ValueError, TypeError, RecursionError):
             raise MalformedMessage(
-                "the folder lacks trust.json, job.bundle or state.bundle, or one does not parse.",
-                mend="Fetch the results again.",
+                "trust.json of the folder does not parse.", mend="Fetch the results again."
             ) from None
+        job, state = bytes(files["job.bundle"]), bytes(files["state.bundle"])
         rounds = tuple(
             RoundEvidence(
                 receipt=receipts[place],
                 total=totals.get(place, b""),
+                keys=numbered["keys"].get(place, b""),
                 consistency=numbered["consistency"].get(place, b""),
                 audits=audits.get(place, {}),
             )

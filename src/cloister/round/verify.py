@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cloister.job import Job
-from cloister.round.evidence import Evidence, RoundEvidence
+from cloister.round.evidence import Evidence, RoundEvidence, file_of
 from cloister.round.program import Program
 from cloister.seal import audit, derive, merkle
 from cloister.seal.identity import fingerprint_words
-from cloister.seal.labels import ZERO32
+from cloister.seal.labels import ZERO32, fields
 from cloister.seal.log import Checkpoint, cosigner_of, cosigners, open_checkpoint, origin_of
 from cloister.seal.messages import Consistency
 from cloister.seal.plan import check_plan
@@ -56,13 +56,23 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Finding:
-    """A breach. Attributes: name: of the error. where: "round 3", "log" ... site: whom it is about, or ""."""
+    """A breach.
+
+    Attributes: name: of the error. where: "round 3", "log" ... site: whom it is about, or "". file: of the evidence,
+      in which it shows.
+    """
 
     name: str
     where: str
     message: str
     mend: str = ""
     site: str = ""
+    file: str = ""
+
+    @property
+    def sentence(self) -> str:
+        where = f"{self.where}, site {self.site}" if self.site else self.where
+        return f"{self.name} in {self.file} ({where}): {self.message}" + (f" {self.mend}" if self.mend else "")
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,7 @@ class Verdict:
         said = "nothing was altered, as far as the evidence goes" if self.ok else f"{len(self.findings)} findings"
         lines = [f"verdict: {said}."]
         for each in self.findings:
-            where = f"{each.where}, site {each.site}" if each.site else each.where
-            lines.append(f"  found: {each.name} in {where}: {each.message}" + (f" {each.mend}" if each.mend else ""))
+            lines.append(f"  found: {each.sentence}")
         lines += [f"  proven: {claim}." for claim in self.proven]
         return lines + [f"  not proven: {claim}." for claim in self.unproven]
 
@@ -110,6 +119,9 @@ class _Round:
     def where(self) -> str:
         return f"round {self.receipt.plan.round}"
 
+    def file(self, kind: str, nonce: str = "") -> str:
+        return file_of(kind, self.place, nonce)
+
 
 class _Replay:
     def __init__(self, evidence: Evidence) -> None:
@@ -119,6 +131,8 @@ class _Replay:
         self._unproven: list[str] = []
         self._rosters: dict[bytes, Roster] = {}
         self._rounds: list[_Round] = []
+        self._cosigners: frozenset[str] = frozenset()
+        self._roots: dict[int, bytes] = {}  # of the log's beginnings
 
     def verdict(self) -> Verdict:
         steps = (
@@ -136,15 +150,15 @@ class _Replay:
         return Verdict(tuple(self._findings), tuple(self._proven), (*self._unproven, *BEYOND))
 
     @contextmanager
-    def _finding(self, where: str) -> Iterator[None]:
+    def _finding(self, where: str, file: str) -> Iterator[None]:
         """Turns a refusal into a finding."""
         try:
             yield
         except CloisterError as fault:
-            self._found(fault, where)
+            self._found(fault, where, file)
 
-    def _found(self, fault: CloisterError, where: str) -> None:
-        self._findings.append(Finding(fault.name, where, fault.message, fault.mend, fault.site))
+    def _found(self, fault: CloisterError, where: str, file: str) -> None:
+        self._findings.append(Finding(fault.name, where, fault.message, fault.mend, fault.site, file))
 
     def _claim(self, before: int, proven: str, unproven: str, *, enough: bool = True) -> None:
         """Proven where there was enough to look at and nothing was found since `before`."""
@@ -163,7 +177,8 @@ class _Replay:
     def _follow_rosters(self) -> None:
         before, trusted = len(self._findings), TrustedRoster(self._evidence.roots, self._evidence.quorum)
         for place, signed in enumerate(self._evidence.rosters, 1):
-            with self._finding(f"roster {place}"):
+            own = place == 1 and self._evidence.roots and _vouches_for_itself(signed)
+            with self._finding(f"roster {place}", "trust.json" if own else file_of("rosters", place)):
                 roster = trusted.update(signed)
                 self._rosters[roster.digest] = roster
         words = ", ".join(fingerprint_words(key) for key in self._evidence.roots)
@@ -178,16 +193,16 @@ class _Replay:
 
     def _open_receipts(self) -> None:
         for place, each in enumerate(self._evidence.rounds):
-            with self._finding(f"receipt {place}"):
+            with self._finding(f"receipt {place}", file_of("receipts", place)):
                 self._rounds.append(_Round(place, *_opened(each.receipt, self._rosters), each))
 
     def _chain_receipts(self) -> None:
         before, last_round, last_receipt = len(self._findings), -1, ZERO32
         for each in self._rounds:
-            with self._finding(each.where):
+            with self._finding(each.where, each.file("receipts")):
                 each.receipt.check_follows(self._rounds[0].receipt.plan.run, last_round, last_receipt)
             last_round, last_receipt = each.receipt.plan.round, each.receipt.digest
-            with self._finding(each.where):
+            with self._finding(each.where, each.file("receipts")):
                 _check_receipt(each.receipt, each.roster)
         count = len(self._rounds)
         self._claim(
@@ -202,7 +217,7 @@ class _Replay:
         before = len(self._findings)
         for each in self._rounds:
             for signed in audit.signed_roots(each.receipt):
-                with self._finding(each.where):
+                with self._finding(each.where, each.file("receipts")):
                     signed.verify(each.roster.key_of(signed.site, "site"))
         vectors = sum(len(each.receipt.u3) for each in self._rounds)
         self._claim(
@@ -217,7 +232,7 @@ class _Replay:
         for each in self._rounds:
             if each.evidence.consistency:
                 seen += 1
-                with self._finding(each.where):
+                with self._finding(each.where, each.file("consistency")):
                     _check_signatures(each)
         self._claim(
             before,
@@ -230,15 +245,13 @@ class _Replay:
 
     def _replay_model(self) -> None:
         before, replayed, ended = len(self._findings), 0, False
-        with self._finding("job"):
-            job, final = Job.from_bytes(self._evidence.job), State.from_bytes(self._evidence.state)
-            program = _replayed(lambda: _program(job, final))
-            state, replayed = self._recompute(program, job)
-            if self._complete and replayed == len(self._rounds):
-                if state.to_bytes() != self._evidence.state:
-                    raise BadModel("the final state is not the one that the job and the opened sums lead to.")
-                ended = True
-                if program.ask(state) is not None:
+        job, final = self._read_job(), self._read_final()
+        with self._finding("job", "job.bundle"):
+            if job is not None and final is not None:
+                program = _replayed(lambda: _program(job, final))
+                state, replayed = self._recompute(program, job)
+                ended = self._complete and replayed == len(self._rounds)
+                if ended and program.ask(state) is not None:
                     self._unproven.append("that the run is at its end: the job has more to ask")
         self._claim(
             before,
@@ -248,18 +261,41 @@ class _Replay:
             enough=ended,
         )
 
+    def _read_job(self) -> Job | None:
+        with self._finding("job", "job.bundle"):
+            return Job.from_bytes(self._evidence.job)
+        return None
+
+    def _read_final(self) -> State | None:
+        """The state that the last receipt should name; of another one, only the columns serve on."""
+        with self._finding("job", "state.bundle"):
+            if self._complete and digest(self._evidence.state) != self._rounds[-1].receipt.state:
+                raise BadModel("the final state is not the one that the last receipt names.")
+        with self._finding("job", "state.bundle"):
+            return State.from_bytes(self._evidence.state)
+        return None
+
     def _recompute(self, program: Program, job: Job) -> tuple[State, int]:
         """The state after as many rounds as the evidence carries, and how many these are."""
         state = program.start()
         for done, each in enumerate(self._rounds if self._complete else ()):
             if not each.evidence.total:
                 return state, done
-            try:
-                state = _next_state(program, state, each, job)
-            except CloisterError as fault:
-                self._found(fault, each.where)
+            found, file = len(self._findings), self._file_of_step(each, job)
+            with self._finding(each.where, each.file("totals")):
+                _check_total(each)
+                with self._finding(each.where, file):
+                    state = _next_state(program, state, each, job)
+            if len(self._findings) > found:
                 return state, done
         return state, len(self._rounds)
+
+    def _file_of_step(self, each: _Round, job: Job) -> str:
+        """Which file is to blame if this step cannot be recomputed, or comes out otherwise."""
+        if each.receipt.plan.job != job.digest:
+            return "job.bundle"
+        doubted = any(finding.file == "state.bundle" for finding in self._findings)
+        return "state.bundle" if doubted and each.place == 0 else each.file("receipts")
 
     # the sums
 
@@ -289,7 +325,7 @@ class _Replay:
         """The most leaves of this round's sum that one answer shows rightly."""
         shown = 0
         for nonce, data in sorted(each.evidence.audits.items()):
-            with self._finding(each.where):
+            with self._finding(each.where, each.file("audits", nonce)):
                 answer = audit.Audit.from_bytes(data)
                 if answer.nonce.hex() != nonce:
                     raise BadSum("an audit that answers another nonce")
@@ -299,31 +335,64 @@ class _Replay:
     # the log
 
     def _check_log(self) -> None:
+        """Every head that anybody signed for, the coordinator or a site in its keys, is one of this one log."""
         before, data = len(self._findings), self._evidence.leaves
-        leaves = [data[at : at + 32] for at in range(0, len(data), 32)]
-        size, signers = 0, frozenset[str]()
-        for name, note in sorted(self._evidence.checkpoints.items()):
-            with self._finding(f"checkpoint {name}"):
-                head, cosigned = _checkpoint(note, self._rosters)
-                if head.size > len(leaves) or merkle.root(leaves[: head.size]) != head.root:
-                    raise StaleReceipt("the checkpoint is no head of this log: it was split or rolled back")
-                if head.size >= size:
-                    size, signers = head.size, cosigned
+        log = [data[at : at + 32] for at in range(0, len(data), 32)]
+        heads = self._heads()
+        newest = max((head.size for head, _, _ in heads), default=0)
+        for head, where, file in heads:
+            with self._finding(where, "log/leaves" if head.size == newest else file):
+                if head.size > len(log) or self._root(log, head.size) != head.root:
+                    raise StaleReceipt("a checkpoint that is no head of this log: it was split or rolled back")
         at = 0
-        for each in self._rounds if size else ():
-            with self._finding(each.where):
+        for each in self._rounds if newest else ():
+            with self._finding(each.where, each.file("receipts")):
                 leaf = merkle.leaf_hash(each.evidence.receipt)
-                if leaf not in leaves[at:size]:
+                if leaf not in log[at:newest]:
                     raise StaleReceipt("the receipt is not in the log, or not in its order")
-                at = leaves.index(leaf, at) + 1
-        names = f", cosigned by {', '.join(sorted(signers))}" if signers else ""
+                at = log.index(leaf, at) + 1
+        signers = f", cosigned by {', '.join(sorted(self._cosigners))}" if self._cosigners else ""
         self._claim(
             before,
-            f"all receipts are in a log of {size}, and the {len(self._evidence.checkpoints)} checkpoints at hand are"
-            f" heads of it{names}",
+            f"all receipts are in a log of {newest}, and the {len(heads)} checkpoints at hand, of the coordinator and"
+            f" of what sites signed, are heads of it{signers}",
             "that the receipts are in the one log that all sites see",
-            enough=self._complete and size > 0,
+            enough=self._complete and newest > 0,
         )
+
+    def _heads(self) -> list[tuple[Checkpoint, str, str]]:
+        """Checkpoints, where they were found, and in which file: the coordinator's, and those that sites carried."""
+        heads: list[tuple[Checkpoint, str, str]] = []
+        for name, note in sorted(self._evidence.checkpoints.items()):
+            where, file = f"checkpoint {name}", f"log/{name}.checkpoint"
+            with self._finding(where, file):
+                head, cosigned = _checkpoint(note, self._rosters)
+                self._cosigners |= cosigned
+                heads.append((head, where, file))
+        for each in self._rounds:
+            if each.evidence.keys:
+                with self._finding(each.where, each.file("keys")):
+                    for entry in audit.key_entries(each.evidence.keys, each.receipt, each.roster):
+                        if entry.checkpoint:
+                            head, _ = _checkpoint(entry.checkpoint, self._rosters)
+                            heads.append((head, f"{each.where}, keys of {entry.site}", each.file("keys")))
+        return heads
+
+    def _root(self, log: list[bytes], size: int) -> bytes:
+        if size not in self._roots:
+            self._roots[size] = merkle.root(log[:size])
+        return self._roots[size]
+
+
+def _vouches_for_itself(signed: bytes) -> bool:
+    """Whether a roster is signed as it says itself: then it is whole, and who does not trust its roots means another
+    federation."""
+    try:
+        roster = Roster.from_bytes((fields(signed) or [b""])[0])
+        TrustedRoster(roster.roots, roster.quorum).update(signed)
+    except CloisterError:
+        return False
+    return True
 
 
 def _opened(signed: bytes, rosters: Mapping[bytes, Roster]) -> tuple[Receipt, Roster]:
@@ -401,10 +470,17 @@ def _replayed(compute: Callable[[], Made]) -> Made:
         raise BadModel(f"the step cannot be recomputed: {type(fault).__name__}") from None
 
 
-def _next_state(program: Program, state: State, each: _Round, job: Job) -> State:
-    """Recomputes one step: the query of the plan, the sum of the receipt, the state of the receipt.
+def _check_total(each: _Round) -> None:
+    """Raises: BadSum."""
+    data, plan = each.evidence.total, each.receipt.plan
+    if merkle.root_of(data) != each.receipt.sum_root or len(data) != plan.words * plan.coder.dtype.itemsize:
+        raise BadSum("the opened sum is not the one that the receipt names")
 
-    Raises: BadSum, BadModel, and what the algorithm raises for such a sum.
+
+def _next_state(program: Program, state: State, each: _Round, job: Job) -> State:
+    """Recomputes one step: the query of the plan, and from the sum the state of the receipt.
+
+    Raises: BadModel, and what the algorithm raises for such a sum.
     """
     receipt, plan, data = each.receipt, each.receipt.plan, each.evidence.total
     query = _replayed(lambda: program.ask(state))
@@ -414,8 +490,6 @@ def _next_state(program: Program, state: State, each: _Round, job: Job) -> State
         raise BadModel("the sites were asked something else than this job asks at this point")
     if (plan.layout, plan.max_rows, plan.bits) != (query.sealed_layout, query.max_rows, job.bits):
         raise BadModel("the plan's layout, rows or bits are not those of the job's query")
-    if merkle.root_of(data) != receipt.sum_root or len(data) != plan.words * plan.coder.dtype.itemsize:
-        raise BadSum("the opened sum is not the one that the receipt names")
     words = np.frombuffer(data, plan.coder.dtype.newbyteorder("<")).astype(plan.coder.dtype)
     after = _replayed(lambda: program.learn(state, open_total(query, plan.coder, words, len(receipt.u3))))
     if digest(after.to_bytes()) != receipt.state:

@@ -197,7 +197,7 @@ def verify(audit: Audit, receipt: Receipt, roster: Roster) -> int:
     """
     for signed in signed_roots(receipt):
         signed.verify(roster.key_of(signed.site, "site"))
-    entries = {entry.site: entry for entry in _entries(audit.keys, receipt, roster)}
+    entries = {entry.site: entry for entry in key_entries(audit.keys, receipt, roster)}
     seeds = _seeds(audit.opening, receipt, entries)
     asked = challenge(receipt, audit.nonce, len(audit.chunks))
     if [chunk.index for chunk in audit.chunks] != asked or not asked:
@@ -207,7 +207,7 @@ def verify(audit: Audit, receipt: Receipt, roster: Roster) -> int:
     return len(asked)
 
 
-def _entries(keys: bytes, receipt: Receipt, roster: Roster) -> tuple[Keys, ...]:
+def key_entries(keys: bytes, receipt: Receipt, roster: Roster) -> tuple[Keys, ...]:
     """The key list that the receipt names, every entry signed by its site, and all of it by the coordinator."""
     message = KeyList.from_bytes(keys)
     for key in [member.key for member in roster.coordinators]:

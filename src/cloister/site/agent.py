@@ -99,6 +99,11 @@ class _Agent:
         await desk.client.catalogue(datasets)
         desk.note("started", datasets=sorted(datasets))
         desk.tell("ready", datasets=sorted(datasets), coordinator=desk.settings.coordinator)
+        try:
+            await desk.follow_log()
+        except PeerError as fault:  # the run whose receipt it is will refuse its next round
+            desk.note("refused", **fault.as_json())
+            desk.tell("refused", **fault.as_json())
         async with asyncio.TaskGroup() as group:
             after = desk.journal.counter("mailbox")
             while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -9,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloister.seal.identity import Identity
+from cloister.seal.log import Entry, LogView, origin_of
 from cloister.site.journal import Journal
 from cloister.site.rosters import Rosters
 from cloister.site.settings import SiteFolder, SiteSettings
-from cloister.vector import CloisterError
-from cloister.vector.errors import ContextMismatch, StorageFull, Unreachable
+from cloister.vector import CloisterError, digest
+from cloister.vector.errors import ContextMismatch, StaleReceipt, StorageFull, Unreachable
 from cloister.wire import CoordinatorClient
 from cloister.wire.api import Refusal
 
@@ -51,6 +53,7 @@ class Desk:
     client: CoordinatorClient
     coordinator: str
     on_event: Callable[[Event], None]
+    _following: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
 
     @property
     def site(self) -> str:
@@ -84,6 +87,26 @@ class Desk:
         """The bytes that this digest names. Raises: ContextMismatch: the coordinator sent others."""
         with _turned_away():
             return await self.client.fetch(name)
+
+    async def follow_log(self, run: bytes | None = None) -> None:
+        """Has the coordinator prove that every receipt held here is in its one log, of one run or of all.
+
+        Raises: StaleReceipt: it cannot; the log was forked or rolled back, or leaves the receipt out.
+        """
+        async with self._following:
+            for of, round, body in self.journal.unplaced(run):
+                key = self.rosters.coordinator_key(self.coordinator)
+                view = LogView.resume(origin_of(self.settings.federation), key, self.journal.head())
+                try:
+                    with _turned_away():
+                        shown = await self.client.entry(digest(body), view.size)
+                except TurnedAway as answer:
+                    raise StaleReceipt(
+                        f"the coordinator shows no place in its log for round {round}: {answer}"
+                    ) from None
+                entry = Entry.from_bytes(shown)
+                view = view.accept(body, entry)
+                self.journal.set_place(of, round, entry.index, view.note)
 
     async def refuse(self, fault: CloisterError, run: str, round: int | None, *, whole_run: bool) -> None:
         """Writes a refusal down, shows it to the steward, and sends it signed, without data values."""

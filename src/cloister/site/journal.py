@@ -2,7 +2,8 @@
 
     slot        write-once values: one context per round, one survivor set per round for ever (protocol 2.2, 2.4)
     log         append-only and hash-chained: everything asked, answered, refused and approved
-    receipt     verified receipts, one chain per run
+    receipt     verified receipts, one chain per run; place: in the coordinator's log, once it has proven that
+    head        the newest head of that log that this site has verified
     counter     the sequence number of the last envelope, and how far the mailbox was read
 
 Promises and receipts are on the disk when the call returns (synchronous=FULL), so a site that is killed at any moment
@@ -32,7 +33,7 @@ from cloister.vector.errors import (
     SurvivorSetConflict,
 )
 
-VERSION = 1
+VERSION = 2
 ZERO = bytes(32)
 SEQUENCE_BLOCK = 256  # numbers reserved by one write; a restart skips what is left of the block
 Synchronous = Literal["FULL", "NORMAL"]  # NORMAL: written, and on the disk with the next FULL transaction (WAL)
@@ -48,6 +49,12 @@ CREATE TRIGGER slot_kept BEFORE DELETE ON slot BEGIN SELECT RAISE(ABORT, 'a slot
 CREATE TRIGGER log_once BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
 CREATE TRIGGER log_kept BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
 """
+SECOND = """
+ALTER TABLE receipt ADD COLUMN place INTEGER;
+UPDATE receipt SET place = -1;
+CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), note BLOB NOT NULL);
+"""
+STEPS = (SCHEMA, SECOND)  # from each version to the next
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,10 @@ class Journal:
             self._db.execute("PRAGMA journal_mode = WAL")
             path.chmod(0o600)
         with self._transaction():
-            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                for statement in SCHEMA.strip().split(";\n"):
+            for step in STEPS[self._db.execute("PRAGMA user_version").fetchone()[0] :]:
+                for statement in step.strip().split(";\n"):
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         self._db.close()
@@ -141,7 +148,8 @@ class Journal:
         """Keeps one verified receipt. Raises: StaleReceipt: another one is held for that round."""
         with self._transaction():
             self._db.execute(
-                "INSERT INTO receipt VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (run, round_number, name, body)
+                "INSERT INTO receipt (run, round, digest, body) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (run, round_number, name, body),
             )
             held = self._db.execute(
                 "SELECT digest FROM receipt WHERE run = ? AND round = ?", (run, round_number)
@@ -153,6 +161,24 @@ class Journal:
         """Round and digest of the run's newest receipt; (-1, 32 zero bytes) before the first."""
         row = self._read("SELECT round, digest FROM receipt WHERE run = ? ORDER BY round DESC LIMIT 1", run)
         return (-1, ZERO) if row is None else (row[0], bytes(row[1]))
+
+    def unplaced(self, run: bytes | None = None) -> list[tuple[bytes, int, bytes]]:
+        """(run, round, signed receipt) of those whose place in the log is not proven yet, of one run or of all."""
+        which = "" if run is None else "AND run = ? "
+        with self._lock, self._translated():
+            question = f"SELECT run, round, body FROM receipt WHERE place IS NULL {which}ORDER BY run, round"
+            return list(self._db.execute(question, () if run is None else (run,)).fetchall())
+
+    def set_place(self, run: bytes, round_number: int, place: int, note: bytes) -> None:
+        """Writes down that a receipt's place in the log was proven, with the head that it was proven under."""
+        with self._transaction():
+            self._db.execute("UPDATE receipt SET place = ? WHERE run = ? AND round = ?", (place, run, round_number))
+            self._db.execute("INSERT INTO head VALUES (1, ?) ON CONFLICT DO UPDATE SET note = excluded.note", (note,))
+
+    def head(self) -> bytes:
+        """The newest verified head of the log, as a note; b"" before the first."""
+        row = self._read("SELECT note FROM head")
+        return b"" if row is None else bytes(row[0])
 
     # --- counters ---
 

@@ -179,6 +179,7 @@ class SiteRun:
     async def _opened(self, envelope: Envelope) -> None:
         self._end_round()
         accepted = await self._accept()
+        await self._desk.follow_log(bytes.fromhex(self.run))  # what a crash left open, before it takes part again
         policy = self._policy()
         seal = self._new_seal(accepted, policy)
         plan = seal.open(envelope.body)
@@ -214,11 +215,16 @@ class SiteRun:
 
     async def _receipted(self, envelope: Envelope) -> None:
         round = self._current(envelope)
-        if round is None:
-            return  # this site is not in that sum; `deliver` has checked the chain
+        if round is not None:  # else this site is not in that sum, and `deliver` has checked the chain
+            self._compare(round, envelope.body)
+            self._end_round()
+        await self._desk.follow_log(bytes.fromhex(self.run))
+
+    def _compare(self, round: Round, signed: bytes) -> None:
+        """Raises: StaleReceipt: the receipt tells another story than this site saw."""
         try:
-            round.seal.receive(envelope.body)
-        except StaleReceipt as fault:  # signed by the coordinator, and not what this site saw
+            round.seal.receive(signed)
+        except StaleReceipt as fault:
             self._journal.once(f"{self.run}/distrust", fault.message.encode())
             raise
         receipt = round.seal.receipt
@@ -226,7 +232,6 @@ class SiteRun:
             seconds = time.monotonic() - round.began
             survivors = len(receipt.u3)
             self._desk.tell("receipt", run=self.run, round=round.plan.round, survivors=survivors, seconds=seconds)
-        self._end_round()
 
     async def _voided(self, envelope: Envelope) -> None:
         void: Void = Void.from_bytes(envelope.body)
@@ -336,6 +341,7 @@ class SiteRun:
             assume_colluders=policy.assume_colluders,
             last_round=self._journal.counter(f"{self.run}/rounds") - 1,
             last_receipt=self._journal.last_receipt(bytes.fromhex(self.run))[1],
+            checkpoint=self._journal.head(),
         )
 
     def _keep_receipt(self, data: bytes) -> None:

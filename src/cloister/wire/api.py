@@ -39,13 +39,16 @@ RUNS = "/v1/runs"
 EVENTS = "/v1/events"
 RESULTS = "/v1/results"
 STOP = "/v1/stop"
+LOG = "/v1/log"
+AUDITS = "/v1/audits"
 
 MAX_PART_BYTES = PART_BYTES  # one part of an upload, as the signed header cuts it
 MAX_MESSAGE_BYTES = 8 << 20  # one envelope; nginx's default body is 1 MiB, our largest (128 sites) about 0.1 MiB
 MAX_BUNDLE_BYTES = 512 << 20  # a job with its initial tensors; GitHub takes 2 GiB for a release's file
 HOLD_SECONDS = 25.0  # a long poll; proxies cut idle requests at 30 s (HAProxy's examples) to 60 s (nginx, AWS ELB)
 GRACE_SECONDS = 3.0  # how long after its last sign of life a site still counts as there
-RUN_HEX = r"^[0-9a-f]{32}$"
+AUDIT_SECONDS = 600.0  # to hash all masked vectors of a round: 100 of 40 MB in 4 s from a cached disk
+RUN_HEX, DIGEST_HEX = r"^[0-9a-f]{32}$", r"^[0-9a-f]{64}$"
 
 # what sites send to MESSAGES, and what the coordinator puts into their mailboxes
 SITE_TYPES = ("catalogue", "keys", "shares", "masked", "consistent", "unmask", "refuse")
@@ -137,6 +140,23 @@ class RunRef(Body):
     """Envelopes "status" (run may be ""), "result", "stop"."""
 
     run: str = Field(default="", pattern=r"^([0-9a-f]{32})?$")
+
+
+class EntryRef(Body):
+    """Envelope "entry": a receipt's place in the log. receipt: SHA-256 (hex) of its signed bytes. since: the size of
+    the head that the asker verified last."""
+
+    receipt: str = Field(pattern=DIGEST_HEX)
+    since: int = Field(ge=0, le=1 << 62)
+
+
+class Challenge(Body):
+    """Envelope "audit": show `count` leaves of the round's sum, those that the nonce (32 bytes, hex) picks."""
+
+    run: str = Field(pattern=RUN_HEX)
+    round: int = Field(ge=0, le=1 << 62)
+    nonce: str = Field(pattern=DIGEST_HEX)
+    count: int = Field(ge=1, le=1 << 32)
 
 
 class Watch(Body):

@@ -20,6 +20,7 @@ import stamina
 
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ENROLL as ENROLL_LABEL
+from cloister.seal.labels import fields
 from cloister.vector import digest
 from cloister.vector.errors import ContextMismatch, InvitationError, MalformedMessage, Unreachable
 from cloister.wire import api
@@ -208,6 +209,24 @@ class CoordinatorClient:
             raise ContextMismatch("the coordinator sent other bytes than their digest names")
         return data
 
+    async def entry(self, receipt: bytes, since: int) -> bytes:
+        """A receipt's place in the log (`seal.log.Entry`). Args: receipt: digest of its signed bytes. since: the size
+        of the head that was verified last."""
+        body = api.EntryRef(receipt=receipt.hex(), since=since).to_bytes()
+        return await self._post(api.LOG, "entry", body)
+
+    async def log(self) -> tuple[bytes, bytes]:
+        """The newest head of the log, as a note, and the leaf hashes of all receipts. Raises: MalformedMessage."""
+        parts = fields(await self._post(api.LOG, "log", b""))
+        if len(parts) != 2:
+            raise MalformedMessage("the coordinator shows something else than its log")
+        return parts[0], parts[1]
+
+    async def audit(self, run: str, round: int, nonce: bytes, count: int) -> bytes:
+        """An answer to an honest-sum challenge (`seal.audit.Audit`). Raises: UsageError: it is not kept any more."""
+        body = api.Challenge(run=run, round=round, nonce=nonce.hex(), count=count).to_bytes()
+        return await self._post(api.AUDITS, "audit", body, hold_seconds=api.AUDIT_SECONDS)
+
     # analysts
 
     async def submit(self, bundle: bytes) -> str:
@@ -224,7 +243,7 @@ class CoordinatorClient:
         return list(json.loads(await self._post(api.EVENTS, "watch", body, hold_seconds=hold_seconds)))
 
     async def result(self, run: str) -> dict[str, Any]:
-        """{"status", "job", "state", "receipts": [...], "history": [...]}; digests (hex) for `fetch`."""
+        """{"status", "job", "state", "receipts", "rounds", "history" ...}; digests (hex) are for `fetch`."""
         return dict(json.loads(await self._post(api.RESULTS, "result", api.RunRef(run=run).to_bytes())))
 
     async def stop(self, run: str) -> None:
