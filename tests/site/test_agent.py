@@ -112,9 +112,11 @@ def test_a_lost_table_is_one_refusal_and_the_others_go_on(federation: Federation
     assert [(event["site"], event["error"], event["scope"]) for event in told] == [("oslo", "DataError", "run")]
     assert str(federation.net.folder) not in json.dumps(events)
     for site in SITES[:3]:
-        assert [each["survivors"] for each in federation.said(site, "receipt")] == [3] * len(
-            federation.said(site, "asked")
+        asked = len(federation.said(site, "asked"))  # the last receipt may come after the run's end was told
+        federation.net.wait(
+            site, lambda event, site=site, asked=asked: len(federation.said(site, "receipt")) >= asked
         )
+        assert [each["survivors"] for each in federation.said(site, "receipt")] == [3] * asked
 
 
 def test_code_runs_after_approval_only_and_its_errors_say_nothing(federation: Federation, tmp_path: Path) -> None:
@@ -125,10 +127,12 @@ def test_code_runs_after_approval_only_and_its_errors_say_nothing(federation: Fe
     job = own_job(tmp_path, loss)
     events, fault = federation.run(job)
     assert fault is not None
-    told = {event["site"]: event for event in events if event["event"] == "refused"}
-    assert {told[site]["rule"] for site in SITES[:3]} == {"allow.source"}
-    assert job.digest.hex()[:12] in told["kent"]["mend"]
+    # the run ends with the refusal that leaves too few sites, so not every site's need be among its events
+    told = [event for event in events if event["event"] == "refused" and event["site"] != "oslo"]
+    assert {event["rule"] for event in told} == {"allow.source"}
+    assert all(job.digest.hex()[:12] in event["mend"] for event in told)
     for site in SITES[:3]:
+        federation.net.wait(site, lambda event: event.get("rule") == "allow.source")
         assert approve(federation.net.site(site), job.digest.hex()[:12]) == job.digest.hex()
     events, fault = federation.run(job)
     assert fault is not None
@@ -136,6 +140,7 @@ def test_code_runs_after_approval_only_and_its_errors_say_nothing(federation: Fe
     assert {event["error"] for event in told.values()} == {"TaskError"}
     assert {event["message"] for event in told.values()} == {"the job's code raised ValueError."}
     assert "a row of the table" not in json.dumps(events)
+    federation.net.wait("kent", lambda event: event.get("error") == "TaskError")
     assert "a row of the table" in (federation.net.site("kent") / "worker.log").read_text()
     assert "junk on the pipe" in (federation.net.site("kent") / "worker.log").read_text()
     seen = status(federation.net.site("kent"))
@@ -150,7 +155,7 @@ def test_a_killed_agent_joins_the_next_run(federation: Federation, declarative: 
     federation.net.wait("lyon", lambda event: len(federation.said("lyon", "ready")) == 2)
     _, fault = federation.run(declarative)
     assert fault is None
-    assert len(federation.said("lyon", "receipt")) > rounds
+    federation.net.wait("lyon", lambda event: len(federation.said("lyon", "receipt")) > rounds)
     assert federation.said("lyon", "receipt")[-1]["survivors"] == 3
 
 

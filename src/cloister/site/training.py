@@ -201,8 +201,14 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._stdin.close()
-        await self._process.wait()
-        with contextlib.suppress(TimeoutError):  # a grandchild that left the session may still hold stderr
+        with contextlib.suppress(
+            TimeoutError, RuntimeError
+        ):  # a grandchild may hold a pipe; somebody may be reading it
+            async with asyncio.timeout(SECONDS_TO_DIE):
+                while await self._stdout.read(LOG_BYTES):
+                    pass  # what is left unread in a full pipe keeps wait() from returning (CPython issue 119710)
+                await self._process.wait()
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._drain, SECONDS_TO_DIE)
 
     @property
