@@ -83,7 +83,11 @@ def test_ctrl_c_leaves_a_run_that_goes_on(folder):
         "6",
     ]
     running = subprocess.Popen(
-        [*arguments, "--out", "run", "--engine", "processes"], cwd=folder, stderr=subprocess.PIPE, text=True
+        [*arguments, "--out", "run", "--engine", "processes"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )
     try:
         until = time.monotonic() + 60
