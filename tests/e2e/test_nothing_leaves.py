@@ -7,6 +7,7 @@ encodings that come to mind; the same search finds it at once where it is plante
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -155,8 +156,13 @@ def found(data: bytes, said: list[tuple[Answer, npt.NDArray[np.uint32]]]) -> lis
     wanted = b"".join(entry for answer, words in said for entry in encodings(answer, words))
     wanted_once = np.unique(np.frombuffer(wanted, "<u8"))
     seen = wanted_once[np.isin(wanted_once, windows(data))]
-    spelled = {text for answer, _ in said for text in texts(answer) if text in data}
+    spelled = {text for answer, _ in said for text in texts(answer) if stands_alone(text, data)}
     return [*(value.tobytes() for value in seen), *spelled]
+
+
+def stands_alone(text: bytes, data: bytes) -> bool:
+    """Whether a number is written there: five digits within the hex of a digest are chance, and mean nothing."""
+    return re.search(rb"(?<![0-9A-Za-z.])" + re.escape(text) + rb"(?![0-9A-Za-z])", data) is not None
 
 
 def test_the_recording_holds_what_was_sent(recorded: Recorded) -> None:
