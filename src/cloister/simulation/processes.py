@@ -17,6 +17,7 @@ import math
 import mmap
 import multiprocessing
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -184,7 +185,8 @@ class ProcessEngine:
         others = [worker.connection for worker in self._workers] + [here]
         memory = (self._broadcast, self._sums, at)
         process = context.Process(target=_work, args=(self._serial, there, others, memory), daemon=True)
-        process.start()
+        with _interrupts_held():
+            process.start()
         there.close()
         return Worker(process, here)
 
@@ -222,6 +224,22 @@ class ProcessEngine:
         for worker in self._workers:
             worker.process.join()
         self._workers = []
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the fork is over: Python swallows what is raised in the callbacks around it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread alone
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _received(connection: Connection) -> Done | Broken | None:
