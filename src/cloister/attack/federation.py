@@ -227,7 +227,7 @@ class Federation:
             self.wait_for(lambda: self.status(id) != "running")
 
     def status(self, run: str) -> str:
-        return self.hub.store.run_tx("run", lambda tx: tx.run(run)).status
+        return self.hub.store.look(lambda tx: tx.run(run)).status
 
     def wait_for(self, done: Callable[[], bool], progress: Callable[[], object] = lambda: None) -> None:
         """Returns once `done`. Raises: EnvironmentFailure: a process ended, or there was no progress for too long."""

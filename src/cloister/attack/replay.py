@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from cloister.attack.liar import LyingHub, Watched
 from cloister.round.evidence import Evidence, RoundEvidence
-from cloister.round.verify import Finding, verify
+from cloister.round.verdict import Finding
+from cloister.round.verify import verify
 from cloister.seal import audit
 from cloister.seal.audit import Audit
 from cloister.seal.merkle import MerkleBuilder
@@ -21,14 +22,14 @@ from cloister.seal.receipt import open_receipt
 
 def findings(hub: LyingHub, opened: Sequence[Watched]) -> tuple[Finding, ...]:
     """Args: opened: the run's rounds with a receipt, from the first to the one in question, in order."""
-    run = hub.store.run_tx("run", lambda tx: tx.run(opened[0].record.key[0]))
+    run = hub.store.look(lambda tx: tx.run(opened[0].record.key[0]))
     last = open_receipt(opened[-1].record.receipts[0][1], hub.identity.public)
     state = last.state.hex() if hub.blobs.has(last.state.hex()) else run.state  # a made-up digest names no state
     assert state is not None
     evidence = Evidence(
         roots=hub.members.current.roots,
         quorum=hub.members.current.quorum,
-        rosters=tuple(hub.store.run_tx("rosters", lambda tx: tx.rosters_after(0))),
+        rosters=tuple(hub.store.look(lambda tx: tx.rosters_after(0))),
         job=hub.blobs.read(run.job),
         state=hub.blobs.read(state),
         rounds=tuple(_round(hub, machine) for machine in opened),

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 import typer
 
-from cloister.cli import attack, check, coordinator, demo, runs, simulate, site
+from cloister.cli import attack, check, coordinator, demo, runs, simulate, site, sweep
+from cloister.vector import crash
 from cloister.vector.errors import AddressInUse, CloisterError, StorageFull, UsageError
 
 INTERRUPTED = 130
@@ -32,6 +33,7 @@ app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("attack")(attack.attack)
 app.command("simulate")(simulate.simulate)
+app.command("sweep")(sweep.sweep)
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(site.app, name="site")
 app.command("submit")(runs.submit)
@@ -58,6 +60,7 @@ def run(arguments: list[str]) -> int:
     """One command; returns its exit code. An error is one line on standard error, or one JSON object."""
     as_json = "--json" in arguments
     try:
+        crash.arm(os.environ.get(crash.VARIABLE, ""))
         code = app(arguments, standalone_mode=False)
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt

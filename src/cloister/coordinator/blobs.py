@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from cloister.coordinator.store import storage_full
+from cloister.vector.crash import durable
 from cloister.vector.errors import BadUpload, UsageError
 
 
@@ -56,7 +57,8 @@ class BlobFolder:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                self._commit(aside, name)
+                with durable("coordinator.blob"):
+                    self._commit(aside, name)
             except OSError as fault:
                 aside.unlink(missing_ok=True)
                 raise storage_full(fault, str(self._path)) from fault
@@ -78,7 +80,8 @@ class BlobFolder:
                     file.write(chunk)
                 if size != length or hasher.hexdigest() != name:
                     raise BadUpload(f"a part of {size} bytes is not the one of {length} bytes that was announced.")
-            self._commit(aside, name)
+            with durable("coordinator.part"):
+                self._commit(aside, name)
         except OSError as fault:
             raise storage_full(fault, str(self._path)) from fault
         finally:
@@ -91,4 +94,5 @@ class BlobFolder:
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
-            self._place(name).unlink(missing_ok=True)
+            with durable("coordinator.delete"):
+                self._place(name).unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from cloister.seal.receipt import open_receipt
 from cloister.seal.state import Phase
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.vector import Query, State, Total, open_total
-from cloister.vector.errors import CloisterError, DataError, PeerError, RoundVoid, TooFewSites
+from cloister.vector.errors import CloisterError, DataError, PeerError, PlanRefused, RoundVoid, TooFewSites
 from cloister.wire import api
 
 ATTEMPTS = 3  # rounds spent on one query before the run fails
@@ -144,11 +144,11 @@ class RemoteCohort:
         return [member.id for member in self._hub.members.at(self._run.roster).sites]
 
     def _refused(self) -> dict[str, dict[str, str]]:
-        return self._hub.store.run_tx("refusals", lambda tx: tx.run_refusals(self._run.id))
+        return self._hub.store.look(lambda tx: tx.run_refusals(self._run.id))
 
     def _able(self) -> list[str]:
         """Sites that may be asked; stops the run if its analyst wants that."""
-        if self._hub.store.run_tx("run", lambda tx: tx.run(self._run.id)).stopping:
+        if self._hub.store.look(lambda tx: tx.run(self._run.id)).stopping:
             raise Stopped("the analyst stopped the run.")
         offers, refused = self._hub.catalogues(self._job.data.name), self._refused()
         return [site for site in self._members() if site in offers and site not in refused]
@@ -160,6 +160,8 @@ class RemoteCohort:
 
         Raises: RoundVoid: three rounds in a row had too few answers. TooFewSites, Stopped, StorageFull.
         """
+        if query.buckets > 1:
+            raise PlanRefused("a federation does not cut its cohort into buckets yet.", mend="Simulate the job.")
         name = self._hub.blobs.put(query.to_bytes())
         opened, words = self._call(self._sum(query, bytes.fromhex(name)))
         self._opened = opened
@@ -191,8 +193,8 @@ class RemoteCohort:
     async def _open(self, query: Query, name: bytes) -> OpenRound:
         """A new round: its plan, agreed durably, and message 0 in the mailboxes."""
         hub, run = self._hub, self._run
-        last = hub.store.run_tx("last round", lambda tx: tx.last_round(run.id))
-        done = hub.store.run_tx("last done", lambda tx: tx.last_round(run.id, "done"))
+        last = hub.store.look(lambda tx: tx.last_round(run.id))
+        done = hub.store.look(lambda tx: tx.last_round(run.id, "done"))
         number = 0 if last is None else last.number + 1
         candidates = await self._candidates(hub.patience.gather if last is None else 0.0)
         sites = choose_cohort(candidates, query.fraction, self._job.seed, query.config.get("step", number))
@@ -238,7 +240,7 @@ class RemoteCohort:
         return None if row.state is None else State.from_bytes(self._hub.blobs.read(row.state))
 
     async def _read_run(self) -> Run:
-        return self._hub.store.run_tx("run", lambda tx: tx.run(self._run.id))
+        return self._hub.store.look(lambda tx: tx.run(self._run.id))
 
     def save(self, state: State) -> None:
         """Makes the state, the round that it was learnt from and the receipt of both durable, all or nothing."""

@@ -77,6 +77,6 @@ class Hub:
 
     def catalogues(self, dataset: str) -> dict[str, dict[str, str]]:
         """The columns of a dataset at each site that offers it: {site: {column: type}}."""
-        bodies = self.store.run_tx("catalogues", lambda tx: tx.catalogues())
+        bodies = self.store.look(lambda tx: tx.catalogues())
         offers = {site: api.Catalogue.from_bytes(body).datasets for site, body in bodies.items()}
         return {site: datasets[dataset] for site, datasets in offers.items() if dataset in datasets}

@@ -21,10 +21,10 @@ def masked_vectors(folder: Path, run: str) -> tuple[Plan, Query, dict[str, bytes
     """
     opened = open_folder(folder)
     with closing(opened.store()) as store:
-        last = store.run_tx("last round", lambda tx: tx.last_round(run, "done"))
+        last = store.look(lambda tx: tx.last_round(run, "done"))
         if last is None:
             raise UsageError(f"the run {run[:12]} has opened no round.", mend="`cloister status` lists the runs.")
-        headers = store.run_tx("uploads", lambda tx: tx.uploads(run, last.number))
+        headers = store.look(lambda tx: tx.uploads(run, last.number))
     plan = Plan.from_bytes(last.plan)
     blobs, parts = opened.blobs(), opened.parts()
     vectors = {

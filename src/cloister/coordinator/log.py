@@ -24,7 +24,7 @@ class ReceiptLog:
         self._entries: dict[tuple[int, int, int], bytes] = {}
 
     def _current(self) -> Log:
-        self._log.leaves += self._store.run_tx("log", lambda tx: tx.log_after(len(self._log.leaves)))
+        self._log.leaves += self._store.look(lambda tx: tx.log_after(len(self._log.leaves)))
         return self._log
 
     def entry(self, receipt: str, since: int) -> bytes:
@@ -33,7 +33,7 @@ class ReceiptLog:
         Args: receipt: digest (hex) of its signed bytes. Raises: UsageError: it is not there, or there are fewer.
         """
         log = self._current()
-        place = self._store.run_tx("place", lambda tx: tx.place_in_log(receipt))
+        place = self._store.look(lambda tx: tx.place_in_log(receipt))
         if place is None or since > len(log.leaves):
             raise UsageError(f"the log of {len(log.leaves)} receipts does not hold this one, or not so many.")
         key = (len(log.leaves), place, since)

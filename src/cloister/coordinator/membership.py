@@ -110,7 +110,7 @@ def enroll(store: Store, federation: str, request: api.Enroll, now: float) -> No
 def pending(folder: Path) -> list[Enrolled]:
     """Who enrolled and waits for the root's signature."""
     store = open_folder(folder).store()
-    rows = store.run_tx("pending", lambda tx: tx.enrolments())
+    rows = store.look(lambda tx: tx.enrolments())
     store.close()
     return [Enrolled(row.id, row.role, fingerprint_words(row.key)) for row in rows]
 
@@ -160,7 +160,7 @@ def _sorted(members: tuple[Member, ...], more: list[Member]) -> tuple[Member, ..
 
 def current_roster(store: Store) -> Roster:
     """The newest roster of this coordinator's own database. Raises: RosterRefused: there is none."""
-    signed = store.run_tx("roster", lambda tx: tx.roster(None))
+    signed = store.look(lambda tx: tx.roster(None))
     if signed is None:
         raise RosterRefused("the database holds no roster.", mend="Restore it, or found the federation anew.")
     return Roster.from_bytes(fields(signed)[0])
@@ -185,7 +185,7 @@ class Members:
     def refresh(self) -> Roster:
         """Takes up versions that `admit` signed since. Raises: RosterRefused: one that does not follow."""
         newest = max(self._by_version, default=0)
-        for signed in self._store.run_tx("rosters", lambda tx: tx.rosters_after(newest)):
+        for signed in self._store.look(lambda tx: tx.rosters_after(newest)):
             roster = self._trusted.update(signed)
             self._by_version[roster.version] = roster
         return self.current

@@ -62,7 +62,7 @@ class OpenRound:
         """The machine as the transcript says it is."""
         server = self._hub.seal_server(self.plan, self._roster, self._previous)
         key = (self.run, self.number)
-        transcript, uploads = self._hub.store.run_tx("replay", lambda tx: (tx.transcript(*key), tx.uploads(*key)))
+        transcript, uploads = self._hub.store.look(lambda tx: (tx.transcript(*key), tx.uploads(*key)))
         for kind, site, data in transcript:
             if kind == "close":
                 self._remember(server.phase, server.close(data))
@@ -155,7 +155,7 @@ class OpenRound:
     async def _complete(self, site: str) -> None:
         await asyncio.to_thread(self._check_upload, site)
         key = (self.run, self.number)
-        data = self._hub.store.run_tx("upload", lambda tx: tx.uploads(*key)[site])
+        data = self._hub.store.look(lambda tx: tx.uploads(*key)[site])
         async with self._lock:
             self._receive(site, data, None)
 

@@ -33,8 +33,8 @@ class Runs:
 
     def resume(self) -> None:
         """After a start: rebuilds the open rounds from their transcripts and goes on with all runs not yet over."""
-        for each in self._hub.store.run_tx("runs", lambda tx: tx.runs("running")):
-            last = self._hub.store.run_tx("last round", lambda tx, id=each.id: tx.last_round(id))  # type: ignore[misc]
+        for each in self._hub.store.look(lambda tx: tx.runs("running")):
+            last = self._hub.store.look(lambda tx, id=each.id: tx.last_round(id))  # type: ignore[misc]
             if last is not None and last.outcome == "open":
                 self._reopen(each, last)
             for member in self._hub.members.at(each.roster).sites:
@@ -193,13 +193,11 @@ class Runs:
         """The federation, or one run. Raises: UsageError: there is no such run."""
         hub = self._hub
         if id:
-            one, rounds, refusals = hub.store.run_tx(
-                "status", lambda tx: (tx.run(id), tx.rounds(id), tx.run_refusals(id))
-            )
+            one, rounds, refusals = hub.store.look(lambda tx: (tx.run(id), tx.rounds(id), tx.run_refusals(id)))
             outcomes = [each.outcome for each in rounds]
             counts = {outcome: outcomes.count(outcome) for outcome in ("done", "void", "open")}
             return {**_summary(one), "rounds": counts, "refusals": refusals, "error": one.error}
-        bodies, waiting, runs = hub.store.run_tx("status", lambda tx: (tx.catalogues(), tx.enrolments(), tx.runs()))
+        bodies, waiting, runs = hub.store.look(lambda tx: (tx.catalogues(), tx.enrolments(), tx.runs()))
         offers = {site: sorted(api.Catalogue.from_bytes(body).datasets) for site, body in bodies.items()}
         sites = [member.id for member in hub.members.refresh().sites]
         return {
@@ -214,9 +212,7 @@ class Runs:
 
     def result(self, id: str) -> dict[str, Any]:
         """What a run has come to so far: digests for FETCH, and the history."""
-        one, rounds, kept = self._hub.store.run_tx(
-            "result", lambda tx: (tx.run(id), tx.rounds(id), tx.rounds_with_uploads(id))
-        )
+        one, rounds, kept = self._hub.store.look(lambda tx: (tx.run(id), tx.rounds(id), tx.rounds_with_uploads(id)))
         done = [each for each in rounds if each.blob is not None]
         state = State() if one.state is None else State.from_bytes(self._hub.blobs.read(one.state))
         return {

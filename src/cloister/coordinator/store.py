@@ -1,4 +1,4 @@
-"""The coordinator's database: every change of state is one transaction, `store.run_tx(name, fn)`.
+"""The coordinator's database: every change of state is one transaction, `store.run_tx(name, fn)`; `look` only reads.
 
 SQLite in WAL mode: nothing committed is lost when the process is killed. A transition that others build on (a plan,
 the end of a phase, a checkpoint, a membership) is also on disk before it is told, and with it all that was committed
@@ -26,6 +26,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
 from cloister.coordinator import tables as t
+from cloister.vector.crash import durable
 from cloister.vector.errors import StateLocked, StorageFull, UsageError
 from cloister.wire import ReplayWindow
 
@@ -289,6 +290,7 @@ class Store:
         self._path = path
         self.on_commit: Callable[[set[str]], None] = lambda topics: None
         self._engines = {synchronous: self._engine(synchronous) for synchronous in ("FULL", "NORMAL")}
+        self._reader = self._engine("NORMAL", reads=True)
         with self._translated(), self._engines["FULL"].connect() as connection:
             config = alembic.config.Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
@@ -296,21 +298,28 @@ class Store:
             alembic.command.upgrade(config, "head")
             connection.commit()
 
-    def _engine(self, synchronous: str) -> Engine:
+    def _engine(self, synchronous: str, *, reads: bool = False) -> Engine:
         engine = create_engine(f"sqlite:///{self._path}", connect_args={"timeout": BUSY_SECONDS})
 
         def connected(connection: sqlite3.Connection, record: object) -> None:
             connection.isolation_level = None  # SQLAlchemy says BEGIN IMMEDIATE itself
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA synchronous={synchronous}")
+            connection.execute(f"PRAGMA query_only={reads}")
 
+        begin = "BEGIN" if reads else "BEGIN IMMEDIATE"
         event.listen(engine, "connect", connected)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         return engine
 
     def close(self) -> None:
-        for engine in self._engines.values():
+        for engine in (*self._engines.values(), self._reader):
             engine.dispose()
+
+    def look(self, fn: Callable[[Tx], Result]) -> Result:
+        """Returns what `fn` reads, all of one moment; a write in it is an error. Raises: StateLocked, as `run_tx`."""
+        with self._translated("look"), self._reader.begin() as connection:
+            return fn(Tx(connection))
 
     def run_tx(self, name: str, fn: Callable[[Tx], Result], *, flush: bool = True) -> Result:
         """Runs `fn` in one transaction and returns what it returns.
@@ -321,9 +330,12 @@ class Store:
         """
         for attempt in range(ATTEMPTS):
             try:
-                with self._translated(name), self._engines["FULL" if flush else "NORMAL"].begin() as connection:
+                with self._translated(name), self._engines["FULL" if flush else "NORMAL"].connect() as connection:
                     tx = Tx(connection)
-                    result = fn(tx)
+                    with connection.begin() as transaction:
+                        result = fn(tx)
+                        with durable(f"coordinator.tx.{name}"):
+                            transaction.commit()
                 self.on_commit(tx.touched)
                 return result
             except StateLocked:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cloister.vector.bundle import canonical, digest
+from cloister.vector.crash import durable
 from cloister.vector.errors import (
     EnvironmentFailure,
     PeerError,
@@ -37,6 +38,15 @@ VERSION = 2
 ZERO = bytes(32)
 SEQUENCE_BLOCK = 256  # numbers reserved by one write; a restart skips what is left of the block
 Synchronous = Literal["FULL", "NORMAL"]  # NORMAL: written, and on the disk with the next FULL transaction (WAL)
+SLOTS: dict[str, type[PeerError]] = {  # by the word that says what a slot guards: the refusal of a second value
+    "approved": RoundReplayed,
+    "distrust": RoundReplayed,
+    "notice": RoundReplayed,
+    "open": RoundReplayed,
+    "survivors": SurvivorSetConflict,
+    "unmask": RoundReplayed,
+}
+COUNTERS = ("mailbox", "rounds", "sequence")
 SCHEMA = """
 CREATE TABLE slot (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -85,7 +95,7 @@ class Journal:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA journal_mode = WAL")
             path.chmod(0o600)
-        with self._transaction():
+        with self._transaction("made"):
             for step in STEPS[self._db.execute("PRAGMA user_version").fetchone()[0] :]:
                 for statement in step.strip().split(";\n"):
                     self._db.execute(statement)
@@ -101,11 +111,14 @@ class Journal:
 
         Raises: SurvivorSetConflict, RoundReplayed: the slot holds another value.
         """
-        with self._transaction():
+        with self._transaction(f"slot.{guarded(slot)}"):
             self._db.execute("INSERT INTO slot VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (slot, value))
             held = self._db.execute("SELECT value FROM slot WHERE name = ?", (slot,)).fetchone()[0]
         if held != value:
-            raise _conflict(slot)
+            raise SLOTS[guarded(slot)](
+                f"{slot}: this site has already answered, and differently; it never answers twice.",
+                mend="Nothing was sent. The round goes on without this site.",
+            )
 
     def held(self, slot: str) -> bytes | None:
         """What `slot` holds, if anything."""
@@ -116,7 +129,7 @@ class Journal:
 
     def log(self, kind: str, **facts: Any) -> None:
         """Appends one entry. `facts` are JSON values and never a data value of a row."""
-        with self._transaction("NORMAL"):
+        with self._transaction(f"log.{kind}", "NORMAL"):
             last = self._db.execute("SELECT number, hash FROM log ORDER BY number DESC LIMIT 1").fetchone()
             number, previous = (last[0] + 1, last[1]) if last else (1, ZERO)
             body = canonical({"number": number, "at": self._now(), "kind": kind, "facts": facts})
@@ -146,7 +159,7 @@ class Journal:
 
     def add_receipt(self, run: bytes, round_number: int, name: bytes, body: bytes) -> None:
         """Keeps one verified receipt. Raises: StaleReceipt: another one is held for that round."""
-        with self._transaction():
+        with self._transaction("receipt"):
             self._db.execute(
                 "INSERT INTO receipt (run, round, digest, body) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (run, round_number, name, body),
@@ -171,7 +184,7 @@ class Journal:
 
     def set_place(self, run: bytes, round_number: int, place: int, note: bytes) -> None:
         """Writes down that a receipt's place in the log was proven, with the head that it was proven under."""
-        with self._transaction():
+        with self._transaction("place"):
             self._db.execute("UPDATE receipt SET place = ? WHERE run = ? AND round = ?", (place, run, round_number))
             self._db.execute("INSERT INTO head VALUES (1, ?) ON CONFLICT DO UPDATE SET note = excluded.note", (note,))
 
@@ -185,7 +198,7 @@ class Journal:
     def next_sequence(self) -> int:
         """A number larger than any this site ever used, over restarts too."""
         if self._next_sequence >= self._reserved:
-            with self._transaction():
+            with self._transaction("counter.sequence"):
                 self._next_sequence = self._counter("sequence")
                 self._reserved = self._next_sequence + SEQUENCE_BLOCK
                 self._set_counter("sequence", self._reserved)
@@ -199,7 +212,7 @@ class Journal:
 
     def raise_counter(self, name: str, value: int, synchronous: Synchronous = "FULL") -> None:
         """Sets a counter that only grows; a smaller value changes nothing."""
-        with self._transaction(synchronous):
+        with self._transaction(f"counter.{_counted(name)}", synchronous):
             if value > self._counter(name):
                 self._set_counter(name, value)
 
@@ -217,13 +230,15 @@ class Journal:
             return self._db.execute(question, values).fetchone()
 
     @contextmanager
-    def _transaction(self, synchronous: Synchronous = "FULL") -> Iterator[None]:
+    def _transaction(self, point: str, synchronous: Synchronous = "FULL") -> Iterator[None]:
+        """Args: point: what is written, for `crash.durable`."""
         with self._lock, self._translated():
             self._db.execute(f"PRAGMA synchronous = {synchronous}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._db.execute("COMMIT")
+                with durable(f"site.{point}"):
+                    self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -242,10 +257,17 @@ class Journal:
             raise EnvironmentFailure(f"the journal {self._path} cannot be used: {fault}.") from None
 
 
-def _conflict(slot: str) -> PeerError:
-    """The typed refusal for a slot that holds another value: the last part of its name says what it guards."""
-    kind: type[PeerError] = SurvivorSetConflict if slot.endswith("survivors") else RoundReplayed
-    return kind(
-        f"{slot}: this site has already answered, and differently; it never answers twice.",
-        mend="Nothing was sent. The round goes on without this site.",
-    )
+def guarded(slot: str) -> str:
+    """What a slot guards, a key of SLOTS: the last part of its name, or the first where a digest ends it."""
+    first, _, rest = slot.partition("/")
+    word = first if len(rest) == 64 else slot.rpartition("/")[2]
+    if word not in SLOTS:
+        raise ValueError(f"{slot!r} is no slot of the journal")
+    return word
+
+
+def _counted(name: str) -> str:
+    word = name.rpartition("/")[2]
+    if word not in COUNTERS:
+        raise ValueError(f"{name!r} is no counter of the journal")
+    return word
