@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from cloister.learn.result import Result
     from cloister.simulation.simulate import simulate
+    from cloister.simulation.sweep import sweep
     from cloister.vector.errors import CloisterError
 
 __version__ = "0.1.0"
@@ -85,6 +86,7 @@ _HOMES = {
     "load_job": "job",
     "nets": "job",
     "simulate": "simulation",
+    "sweep": "simulation.sweep",
 }
 
 __all__ = [
@@ -121,6 +123,7 @@ __all__ = [
     "load_job",
     "nets",
     "simulate",
+    "sweep",
 ]
 
 

@@ -99,7 +99,7 @@ def _start(
     from cloister.job import load_job
 
     job = load_job(job_file)
-    source = data if data is not None else _bundled(job.data.target)
+    source = data if data is not None else bundled_or_refused(job.data.target)
     choices = {"sites": sites, "seed": seed, "partition": partition, "seal": seal}
     if out is not None:
         return _run(job, source, out, as_json, **choices, **computing)
@@ -120,7 +120,7 @@ def _resume(folder: Path, data: Path | None, computing: dict[str, Any], as_json:
 
     job, settings = read_run(folder)
     known = settings.pop("data")
-    source = data or (Path(known) if known else _bundled(job.data.target))
+    source = data or (Path(known) if known else bundled_or_refused(job.data.target))
     say(f"going on with the run in {folder}")
     return _run(job, source, folder, as_json, **settings, **computing)
 
@@ -138,7 +138,8 @@ def _run(job: Job, source: object, folder: Path, as_json: bool, **settings: Any)
         raise
 
 
-def _bundled(target: str) -> object:
+def bundled_or_refused(target: str) -> object:
+    """The table that comes with scikit-learn, where a job asks for it. Raises UsageError: another job, no --data."""
     from cloister.cli import bundled
 
     if target != bundled.TARGET:

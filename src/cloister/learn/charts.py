@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 330.0, 205.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 12.0, 26.0
+LAYERS = 10  # colours that the style sheet has for layers
 MOST_STOPS = 120  # places where a pointer finds values; more would only make the page heavy
 
 
@@ -146,6 +147,67 @@ def bars(rounds: Sequence[int], stacks: Sequence[tuple[str, Sequence[float]]], u
         title = f"<title>Round {round_}: {escape(', '.join(told))}</title>"
         parts.append(f"<g>{title}{''.join(column)}</g>")
     return _svg(parts, height, f"{', '.join(name for name, _ in stacks)} by round")
+
+
+def heat(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], *, label: str
+) -> Markup:
+    """A value for each pair, as a shade and a number. Args: values: by row, then by column; None is a gap."""
+    present = [value for row in values for value in row if value is not None and math.isfinite(value)]
+    if not present:
+        return Markup("")
+    shade = Scale(min(present), max(present), 0.08, 0.85)
+    margin = min(96.0, 12.0 + 6.5 * max(map(len, rows)))
+    wide, high = (WIDTH - margin - 4) / len(columns), 30.0
+    parts = []
+    for at, name in enumerate(columns):
+        x = margin + wide * (at + 0.5)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="12" text-anchor="middle">{escape(name)}</text>')
+    for down, (name, row) in enumerate(zip(rows, values, strict=True)):
+        y = 20 + high * down
+        parts.append(
+            f'<text class="tick" x="{margin - 8:.1f}" y="{y + 19:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
+        for at, value in enumerate(row):
+            x = margin + wide * at
+            told = f"{name}, {columns[at]}: {number(value)}"
+            opacity = shade(value) if _finite(value) and value is not None else 0.0
+            shape = f'x="{x:.1f}" y="{y:.1f}" width="{wide - 2:.1f}" height="{high - 2:.1f}" rx="3"'
+            parts.append(
+                f"<g><title>{escape(told)}</title>"
+                f'<rect class="cell" {shape} fill-opacity="{opacity:.2f}"/>'
+                f'<text class="value" x="{x + wide / 2 - 1:.1f}" y="{y + 19:.1f}" text-anchor="middle">'
+                f"{number(value)}</text></g>"
+            )
+    return _svg(parts, 20 + high * len(rows), label)
+
+
+def shares(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *, label: str) -> Markup:
+    """A bar across for each row, cut into layers. Args: rows: name and a value for each layer. names: of layers."""
+    most = max((sum(values) for _, values in rows), default=0.0)
+    if most <= 0:
+        return Markup("")
+    margin = min(110.0, 12.0 + 6.5 * max(len(name) for name, _ in rows))
+    high = 20.0 if len(rows) <= 20 else 12.0
+    across = Scale(0, most, margin, WIDTH - 46)
+    parts = []
+    for down, (name, values) in enumerate(rows):
+        y, left = 4 + high * down, 0.0
+        parts.append(
+            f'<text class="tick" x="{margin - 8:.1f}" y="{y + high - 6:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
+        told = ", ".join(f"{names[layer]} {number(value)}" for layer, value in enumerate(values) if value)
+        column = []
+        for layer, value in enumerate(values):
+            start, stop = across(left), across(left + value)
+            left += value
+            if stop > start:
+                shape = f'x="{start:.2f}" y="{y:.1f}" width="{stop - start:.2f}" height="{high - 3:.1f}"'
+                column.append(f'<rect class="layer l{layer % LAYERS}" {shape}/>')
+        parts.append(f"<g><title>{escape(name)}: {escape(told)}</title>{''.join(column)}</g>")
+        place = f'x="{across(left) + 5:.1f}" y="{y + high - 6:.1f}"'
+        parts.append(f'<text class="tick" {place}>{left:,.0f}</text>')
+    return _svg(parts, 8 + high * len(rows), label)
 
 
 def _finite(value: float | None) -> bool:

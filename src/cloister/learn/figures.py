@@ -1,4 +1,4 @@
-"""Learning curves as a matplotlib figure; no window, no global state."""
+"""Learning curves, sweeps and partitions as matplotlib figures; no window, no global state."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cloister.vector.errors import UsageError
 
 if TYPE_CHECKING:
     from cloister.learn.result import Result
+    from cloister.learn.sweep import Sweep
 
 SHOWN = ("loss", "accuracy", "auc", "rmse", "mae")
 FEDERATED, LOCAL, POOLED, TRAINING = "#2f5bd8", "#b8651b", "#23835f", "#8a93a3"
@@ -49,5 +50,33 @@ def learning_curves(result: Result, metrics: tuple[str, ...] = ()) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def by_setting(found: Sweep) -> Figure:
+    """The headline metric by the setting with the most values, a line for each combination of the others.
+
+    Raises: UsageError: nothing was measured.
+    """
+    metric, rows = found.headline, found.summary
+    if metric is None:
+        raise UsageError("no cell measured anything.", mend="Add evaluate=cl.Evaluate() to the job.")
+    across = max(found.axes, key=lambda name: rows[name].nunique())
+    places = list(dict.fromkeys(rows[across]))
+    others = [name for name in found.axes if name != across]
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for key, part in rows.groupby(others, sort=False) if others else [((), rows)]:
+        keys = key if isinstance(key, tuple) else (key,)
+        label = ", ".join(f"{name}={value}" for name, value in zip(others, keys, strict=True))
+        at = [places.index(value) for value in part[across]]
+        spread = part.get(f"{metric}_std")
+        axes.errorbar(at, part[metric], yerr=spread, marker="o", lw=1.6, ms=4, capsize=3, label=label or None)
+    axes.set_xticks(range(len(places)), places)
+    axes.set(xlabel=across, ylabel=metric.replace("_", " "))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if others:
         axes.legend(frameon=False, fontsize="small")
     return figure

@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from cloister.learn.charts import Reference, Series, bars, lines, number, strip
@@ -52,15 +52,17 @@ def render(result: Result) -> str:
         "columns": [str(name).replace("_", " ") for name in history],
         "manifest": json.dumps(result.job.manifest(), indent=2, sort_keys=True),
     }
-    return _template().render(page)
+    return template("report.html.j2").render(page)
 
 
 @cache
-def _template() -> Template:
-    text = files("cloister.learn").joinpath("report.html.j2").read_text("utf-8")
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        text
+def template(name: str) -> Template:
+    """A page of this room. Everything that is not ours is escaped."""
+    loader = FunctionLoader(lambda name: files("cloister.learn").joinpath(name).read_text("utf-8"))
+    pages = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    return pages.get_template(name)
 
 
 def _verdict(result: Result) -> dict[str, str]:
@@ -103,7 +105,7 @@ def _facts(result: Result, history: pd.DataFrame) -> list[tuple[str, str]]:
         found.append(("Training rows", f"{int(history['rows'].max()):,}"))
     opened = [event for event in result.events if event.get("event") == "round"]  # preparation and evaluation too
     for name, label, shown in (
-        ("seconds", "Time", _duration),
+        ("seconds", "Time", duration),
         ("bytes_up", "Sent by sites", _bytes),
         ("bytes_down", "Sent to sites", _bytes),
     ):
@@ -140,13 +142,13 @@ def _comparison(comparison: Comparison | None) -> dict[str, Any] | None:
         "more_sites": max(0, len(comparison.local) - MOST_LISTED),
         "test_rows": f"{comparison.test_rows:,}",
         "strips": [
-            {"label": LABELS[name], "better": _better(name), "svg": _strip(comparison, name)} for name in metrics
+            {"label": LABELS[name], "better": better(name), "svg": _strip(comparison, name)} for name in metrics
         ],
     }
 
 
-def _better(metric: str) -> str:
-    return "right is better" if HIGHER_IS_BETTER[metric] else "left is better"
+def better(metric: str, high: str = "right", low: str = "left") -> str:
+    return f"{high if HIGHER_IS_BETTER[metric] else low} is better"
 
 
 def _strip(comparison: Comparison, metric: str) -> Markup:
@@ -259,7 +261,7 @@ def _bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -61,6 +61,16 @@ def shards(
     )
 
 
+def loaded(job: Job, data: Any) -> Any:
+    """The data of a path, read once for several simulations; what is no path as it is."""
+    if not isinstance(data, str | Path):
+        return data
+    path = Path(data)
+    if not path.is_file():
+        return _folder(path)
+    return read_table(path) if isinstance(job.data, Table) else read_arrays(path)
+
+
 def shards_of(job: Job, data: Any, sites: int | None, partition: str) -> Shards:
     """What `shards` gives for a job's contract and seed."""
     target = job.data.target if isinstance(job.data, Table) else None

@@ -35,6 +35,7 @@ FEWEST_ROWS = 20  # of a site, where the table has enough
 
 
 FORMS = "skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, by:COLUMN"
+ALPHAS = ("dirichlet", "sizes")  # whose number is a concentration
 
 
 def cut(partition: str, target: pd.Series[Any], sites: int, seed: int) -> list[Rows]:

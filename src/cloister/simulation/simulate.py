@@ -75,7 +75,8 @@ def simulate(
     load_back_end(job)
     store = None
     if folder is not None:
-        settings = {"data": _told(data), "sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
+        chosen = {"sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
+        settings = {"data": whereabouts(data), **chosen}
         store = RunFolder(Path(folder), job, settings, every_step=job.algorithm.stateful)
     events: list[Event] = []
     if store is not None:
@@ -137,7 +138,7 @@ def _run(program: Program, cohort: LocalCohort, store: RunFolder | None, seal: s
             store.flush()
 
 
-def _told(data: Any) -> str | None:
+def whereabouts(data: Any) -> str | None:
     """Where the data are, for `--resume`; None if they were handed over."""
     return str(Path(data).resolve()) if isinstance(data, str | Path) else None
 

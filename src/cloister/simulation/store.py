@@ -47,8 +47,8 @@ class RunFolder:
         if (folder / "run.json").exists():
             self._check(job, settings)
         else:
-            _replace(folder / "job.bundle", job.to_bytes())
-            _replace(folder / "run.json", (json.dumps(dict(settings), indent=2) + "\n").encode())
+            replace_file(folder / "job.bundle", job.to_bytes())
+            replace_file(folder / "run.json", (json.dumps(dict(settings), indent=2) + "\n").encode())
 
     def _check(self, job: Job, settings: Mapping[str, Any]) -> None:
         before, known = read_run(self.folder)
@@ -78,7 +78,7 @@ class RunFolder:
         lines = (self.folder / "events.jsonl").read_text("utf-8").splitlines()
         told = [json.loads(line) for line in lines if line]
         self.events[:] = [event for event in told if event.get("round", 0) < state.facts["step"]]
-        _replace(self.folder / "events.jsonl", b"".join(map(_line, self.events)))
+        replace_file(self.folder / "events.jsonl", b"".join(map(_line, self.events)))
         self._written = len(self.events)
         return state
 
@@ -100,7 +100,7 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         self._written = len(self.events)
-        _replace(self.folder / "state.bundle", self._unsaved.to_bytes())
+        replace_file(self.folder / "state.bundle", self._unsaved.to_bytes())
         self._unsaved, self._saved_at = None, time.monotonic()
 
 
@@ -125,7 +125,7 @@ def _line(event: Mapping[str, Any]) -> bytes:
     return json.dumps(event).encode() + b"\n"
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Writes a file so that at any moment there is the old one or the new one, whole."""
     fresh = path.with_name(path.name + ".new")
     with fresh.open("wb") as file:
