@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from cloister.coordinator.hub import Hub
 from cloister.coordinator.store import Tx
@@ -18,46 +21,88 @@ from cloister.wire import api
 READ_BYTES = 1 << 20
 
 
-def audited(hub: Hub, asked: api.Challenge) -> Callable[[], Iterator[bytes]]:
-    """Looks the round up, for the event loop. Returns: what makes the answer, for another thread: first hashes all
-    that is kept of the round, then yields one leaf of the sum after the other, so memory stays at one.
+class _Stored(NamedTuple):
+    """What an answer takes: the digests of blobs, the rebuilt secrets, and the headers of the masked vectors."""
 
-    Raises: UsageError: there is no such round, or its masked vectors are not kept any more.
+    receipt: str
+    total: str
+    keylist: str
+    opening: bytes
+    headers: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A round whose masked vectors are still there. Attributes: head: the answer's fields that all challenges share.
+    sum_leaves, leaves: leaf hashes of the sum, and by site of each masked vector."""
+
+    receipt: Receipt
+    head: bytes
+    uploads: Uploads
+    sum_leaves: Sequence[bytes]
+    leaves: Mapping[str, Sequence[bytes]]
+
+
+class Auditor:
+    """One answer at a time, whoever asks: each reads masked vectors from the disk and is made in memory.
+
+    What is hashed of a round is remembered until another one is asked about, as a challenge of many leaves takes many
+    requests.
     """
 
-    def look(tx: Tx) -> tuple[str | None, str | None, bytes | None, str | None, dict[str, bytes]]:
-        row = next((each for each in tx.rounds(asked.run) if each.number == asked.round), None)
-        if row is None or row.outcome != "done":
-            raise UsageError(f"the run {asked.run[:12]} opened no round {asked.round}.")
-        return row.blob, row.keylist, row.opening, row.total, tx.uploads(asked.run, asked.round)
+    def __init__(self, hub: Hub) -> None:
+        self._hub, self._lock = hub, asyncio.Lock()
+        self._last: tuple[tuple[str, int], _Kept] | None = None
 
-    receipt_name, keylist, opening, total, headers = hub.store.run_tx("audited", look)
-    if not (receipt_name and keylist and opening and total and headers):
-        raise UsageError(
-            f"the masked vectors of round {asked.round} are not kept any more.",
-            mend="The coordinator keeps the newest rounds of each run: `keep_rounds` in its coordinator.toml.",
-        )
-    receipt = open_receipt(hub.blobs.read(receipt_name), hub.identity.public)
-    uploads = Uploads(hub.parts, {site: masked_header(headers[site]) for site in receipt.u3})
-    head = lp(bytes.fromhex(asked.nonce)) + lp(hub.blobs.read(keylist)) + lp(opening)
+    async def answer(self, asked: api.Challenge) -> bytes:
+        """As much of a `seal.audit.Audit` as one answer may hold: the challenged leaves from `asked.skip` on.
 
-    def answer() -> Iterator[bytes]:
-        sum_leaves = _hashed(hub, total)
+        Raises: UsageError: there is no such round, or its masked vectors are not kept any more.
+        """
+        async with self._lock:
+            found = self._hub.store.look(lambda tx: _look_up(tx, asked))
+            try:
+                return await asyncio.to_thread(self._answer, asked, found)
+            except FileNotFoundError:  # dropped while it was read
+                raise _forgotten(asked) from None
+
+    def _answer(self, asked: api.Challenge, found: _Stored) -> bytes:
+        key = (asked.run, asked.round)
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._hashed(found)
+        kept, nonce = self._last[1], bytes.fromhex(asked.nonce)
+        shown, size = [lp(nonce) + kept.head], 0
+        for index in audit.challenge(kept.receipt, nonce, asked.count)[asked.skip :][: api.MAX_AUDIT_LEAVES]:
+            chunk = audit.prove(kept.receipt, index, kept.sum_leaves, kept.leaves, kept.uploads.read).to_bytes()
+            size += len(chunk)
+            if size > api.MAX_AUDIT_BYTES and len(shown) > 1:
+                break
+            shown.append(lp(chunk))
+        return b"".join(shown)
+
+    def _hashed(self, found: _Stored) -> _Kept:
+        blobs, builder = self._hub.blobs, MerkleBuilder()
+        receipt = open_receipt(blobs.read(found.receipt), self._hub.identity.public)
+        uploads = Uploads(self._hub.parts, {site: masked_header(found.headers[site]) for site in receipt.u3})
+        with blobs.path(found.total).open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                builder.update(piece)
         leaves = {site: uploads.hashed(site)[0].leaves() for site in receipt.u3}
-        yield head
-        for index in _challenged(receipt, asked):
-            yield lp(audit.prove(receipt, index, sum_leaves, leaves, uploads.read).to_bytes())
-
-    return answer
+        return _Kept(receipt, lp(blobs.read(found.keylist)) + lp(found.opening), uploads, builder.leaves(), leaves)
 
 
-def _challenged(receipt: Receipt, asked: api.Challenge) -> list[int]:
-    return audit.challenge(receipt, bytes.fromhex(asked.nonce), asked.count)
+def _look_up(tx: Tx, asked: api.Challenge) -> _Stored:
+    row = next((each for each in tx.rounds(asked.run) if each.number == asked.round), None)
+    if row is None or row.outcome != "done":
+        raise UsageError(f"the run {asked.run[:12]} opened no round {asked.round}.")
+    headers = tx.uploads(asked.run, asked.round)
+    if not (row.blob and row.total and row.keylist and row.opening and headers):
+        raise _forgotten(asked)
+    return _Stored(row.blob, row.total, row.keylist, row.opening, headers)
 
 
-def _hashed(hub: Hub, name: str) -> list[bytes]:
-    builder = MerkleBuilder()
-    with hub.blobs.path(name).open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            builder.update(chunk)
-    return builder.leaves()
+def _forgotten(asked: api.Challenge) -> UsageError:
+    return UsageError(
+        f"the masked vectors of round {asked.round} are not kept any more.",
+        mend="The coordinator keeps the newest rounds of each run: `keep_rounds` in its coordinator.toml.",
+    )

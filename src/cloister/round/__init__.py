@@ -5,9 +5,11 @@ from cloister.round.decide import Decision, Policy, decide_job, decide_plan
 from cloister.round.evidence import Evidence, RoundEvidence
 from cloister.round.loop import Cohort, Store, Trainer, choose_cohort, run
 from cloister.round.program import Program
-from cloister.round.verify import Finding, Verdict, verify
+from cloister.round.verdict import Claim, Finding, Verdict
+from cloister.round.verify import verify
 
 __all__ = [
+    "Claim",
     "Cohort",
     "Decision",
     "Evidence",

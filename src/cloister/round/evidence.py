@@ -13,7 +13,8 @@
     log/NAME.checkpoint             checkpoints of it: the coordinator's newest, and any that sites hold
 
 Numbers are places in the order of receipts, not round numbers. Only trust.json, the bundles, rosters and receipts are
-always there; `verify` says what it could not prove for lack of the others. Reading and writing files is the caller's.
+always there; `verify` says what it could not prove for lack of the others. What is there must be whole: an empty file
+is no missing one. Reading and writing files is the caller's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from cloister.vector.bundle import canonical
 from cloister.vector.errors import MalformedMessage
 
+SIMULATION = "simulation"  # the federation of a simulated run, whose keys one process made; no other is named so
 NUMBERED = re.compile(r"(rosters|receipts|totals|keys|consistency|audits)/([0-9]{5})(?:-([0-9a-f]{64}))?\.[a-z]+")
 SUFFIX = {
     "rosters": "roster",
@@ -46,19 +48,20 @@ def file_of(kind: str, place: int, nonce: str = "") -> str:
 
 @dataclass(frozen=True)
 class RoundEvidence:
-    """Of one opened round; b"" is what is not there. Attributes: audits: by nonce, in hex."""
+    """Of one opened round; None is what is not there. Attributes: audits: by nonce, in hex."""
 
     receipt: bytes
-    total: Buffer = field(default=b"", repr=False)
-    consistency: bytes = field(default=b"", repr=False)
+    total: Buffer | None = field(default=None, repr=False)
+    consistency: bytes | None = field(default=None, repr=False)
     audits: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    keys: bytes = field(default=b"", repr=False)
+    keys: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Attributes: roots, quorum: who must have signed the rosters; the one thing that is taken on trust. checkpoints:
-    by name. The others as in the module's list. Raises: MalformedMessage: a quorum that these roots cannot be."""
+    by name. pinned: whether the roots are the reader's own, and not those that were found with the rest. The others
+    as in the module's list. Raises: MalformedMessage: a quorum that these roots cannot be."""
 
     roots: tuple[bytes, ...]
     quorum: int
@@ -66,8 +69,9 @@ class Evidence:
     job: bytes = field(repr=False)
     state: bytes = field(repr=False)
     rounds: tuple[RoundEvidence, ...]
-    leaves: bytes = field(default=b"", repr=False)
+    leaves: bytes | None = field(default=None, repr=False)
     checkpoints: Mapping[str, bytes] = field(default_factory=dict)
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         if type(self.quorum) is not int or not 1 <= self.quorum <= len(self.roots):
@@ -77,24 +81,20 @@ class Evidence:
 
     def trusting(self, *roots: bytes) -> Evidence:
         """The same evidence, judged by root keys that the reader has pinned: any of them must have signed."""
-        return replace(self, roots=roots, quorum=1)
+        return replace(self, roots=roots, quorum=1, pinned=True)
 
     def to_files(self) -> dict[str, Buffer]:
         """By path in the results folder."""
-        trust = {"roots": [key.hex() for key in self.roots], "quorum": self.quorum}
         files: dict[str, Buffer] = {
-            "trust.json": canonical(trust),
+            "trust.json": trust_file(self.roots, self.quorum),
             "job.bundle": self.job,
             "state.bundle": self.state,
         }
         for version, roster in enumerate(self.rosters, 1):
             files[file_of("rosters", version)] = roster
         for place, each in enumerate(self.rounds):
-            parts = {"receipts": each.receipt, "totals": each.total}
-            parts |= {"keys": each.keys, "consistency": each.consistency}
-            files |= {file_of(kind, place): data for kind, data in parts.items() if data}
-            files |= {file_of("audits", place, nonce): data for nonce, data in each.audits.items()}
-        if self.leaves:
+            files |= round_files(place, each)
+        if self.leaves is not None:
             files["log/leaves"] = self.leaves
         return files | {f"log/{name}.checkpoint": note for name, note in self.checkpoints.items()}
 
@@ -103,49 +103,84 @@ class Evidence:
         """Args: files: by path, with "/" between parts; other files of the folder are passed over. Of large totals
           pass views of mapped files: they are read one at a time.
 
-        Raises: MalformedMessage: what must be there is not.
+        Raises: MalformedMessage: what must be there is not, or something belongs to nothing; names the file.
         """
-        totals: dict[int, Buffer] = {}
-        numbered: dict[str, dict[int, bytes]] = {kind: {} for kind in SUFFIX}
+        if missing := [name for name in REQUIRED if name not in files]:
+            raise _broken(missing[0], "is missing.")
+        found: dict[str, dict[int, Buffer]] = {kind: {} for kind in SUFFIX}
         audits: dict[int, dict[str, bytes]] = {}
         for path, data in files.items():
-            found = NUMBERED.fullmatch(path)
-            if found is None:
+            parts = NUMBERED.fullmatch(path)
+            if parts is None:
                 continue
-            place = int(found[2])
-            if found[1] == "totals":
-                totals[place] = data
-            elif found[3]:
-                audits.setdefault(place, {})[found[3]] = bytes(data)
+            kind, place = parts[1], int(parts[2])
+            if parts[3]:
+                audits.setdefault(place, {})[parts[3]] = bytes(data)
             else:
-                numbered[found[1]][place] = bytes(data)
-        receipts = numbered["receipts"]
-        if sorted(receipts) != list(range(len(receipts))) or not receipts:
-            raise MalformedMessage("the folder has no receipts, or one is missing.", mend="Fetch the results again.")
-        if missing := [name for name in REQUIRED if name not in files]:
-            raise MalformedMessage(f"the folder lacks {missing[0]}.", mend="Fetch the results again.")
-        try:
-            trust = json.loads(bytes(files["trust.json"]))
-            roots, quorum = tuple(bytes.fromhex(key) for key in trust["roots"]), trust["quorum"]
-        except (KeyError, ValueError, TypeError, RecursionError):
-            raise MalformedMessage(
-                "trust.json of the folder does not parse.", mend="Fetch the results again."
-            ) from None
-        job, state = bytes(files["job.bundle"]), bytes(files["state.bundle"])
+                found[kind][place] = data if kind == "totals" else bytes(data)
+        _check_places(found, audits)
+        roots, quorum = _read_trust(bytes(files["trust.json"]))
         rounds = tuple(
             RoundEvidence(
-                receipt=receipts[place],
-                total=totals.get(place, b""),
-                keys=numbered["keys"].get(place, b""),
-                consistency=numbered["consistency"].get(place, b""),
+                receipt=bytes(receipt),
+                total=found["totals"].get(place),
+                keys=_bytes(found["keys"].get(place)),
+                consistency=_bytes(found["consistency"].get(place)),
                 audits=audits.get(place, {}),
             )
-            for place in range(len(receipts))
+            for place, receipt in sorted(found["receipts"].items())
         )
         notes = {
             path.removeprefix("log/").removesuffix(".checkpoint"): bytes(data)
             for path, data in files.items()
             if path.startswith("log/") and path.endswith(".checkpoint")
         }
-        rosters = tuple(data for _, data in sorted(numbered["rosters"].items()))
-        return cls(roots, quorum, rosters, job, state, rounds, bytes(files.get("log/leaves", b"")), notes)
+        rosters = tuple(bytes(data) for _, data in sorted(found["rosters"].items()))
+        job, state, leaves = (_bytes(files.get(name)) for name in ("job.bundle", "state.bundle", "log/leaves"))
+        return cls(roots, quorum, rosters, job or b"", state or b"", rounds, leaves, notes)
+
+
+def trust_file(roots: tuple[bytes, ...], quorum: int) -> bytes:
+    """trust.json."""
+    return canonical({"roots": [key.hex() for key in roots], "quorum": quorum})
+
+
+def round_files(place: int, each: RoundEvidence) -> dict[str, Buffer]:
+    """What there is of one round, by path."""
+    parts = {"receipts": each.receipt, "totals": each.total, "keys": each.keys, "consistency": each.consistency}
+    files = {file_of(kind, place): data for kind, data in parts.items() if data is not None}
+    return files | {file_of("audits", place, nonce): data for nonce, data in each.audits.items()}
+
+
+def _bytes(data: Buffer | None) -> bytes | None:
+    return None if data is None else bytes(data)
+
+
+def _check_places(found: Mapping[str, Mapping[int, Buffer]], audits: Mapping[int, Mapping[str, bytes]]) -> None:
+    """Raises: MalformedMessage: a roster or receipt is missing in between, or something belongs to no receipt."""
+    receipts = found["receipts"]
+    for kind, first in (("rosters", 1), ("receipts", 0)):
+        expected = range(first, first + max(len(found[kind]), 1))
+        for place in expected:
+            if place not in found[kind]:
+                raise _broken(file_of(kind, place), "is missing.")
+    for kind in ("totals", "keys", "consistency"):
+        for place in sorted(found[kind].keys() - receipts.keys()):
+            raise _broken(file_of(kind, place), "belongs to no receipt.")
+    for place in sorted(audits.keys() - receipts.keys()):
+        raise _broken(file_of("audits", place, min(audits[place])), "belongs to no receipt.")
+
+
+def _read_trust(data: bytes) -> tuple[tuple[bytes, ...], int]:
+    try:
+        trust = json.loads(data)
+        roots, quorum = tuple(bytes.fromhex(key) for key in trust["roots"]), trust["quorum"]
+        if trust_file(roots, quorum) == data:
+            return roots, quorum
+    except (KeyError, ValueError, TypeError, RecursionError):
+        pass
+    raise _broken("trust.json", "does not parse.")
+
+
+def _broken(file: str, what: str) -> MalformedMessage:
+    return MalformedMessage(f"{file} of the folder {what}", mend="Fetch the results again.")

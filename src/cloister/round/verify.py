@@ -7,138 +7,64 @@ The chain of what rests on what, each link checked by itself:
     sites' signed masked vectors -> opened sum (audits); receipts -> log -> checkpoints, cosigned by sites
 
 Everything between the masked vectors and the model is recomputed with the same code that ran (`Program`), so the
-coordinator can have altered nothing there. Every breach is a finding with the name of its error; a claim is proven
-only if it holds for every round. Never proven is what happened before a site masked: see `BEYOND`.
+coordinator can have altered nothing there. Every breach is a finding with the name of its error and of the file in
+which it shows; a claim is proven only if it holds for every round. Never proven is what happened before a site
+masked: see `verdict.BEYOND`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import numpy as np
 
 from cloister.job import Job
-from cloister.round.evidence import Evidence, RoundEvidence, file_of
+from cloister.round.checks import (
+    ReceiptedRound,
+    check_receipt,
+    check_signatures,
+    checkpoint,
+    heads,
+    opened,
+    vouches_for_itself,
+)
+from cloister.round.evidence import SIMULATION, Evidence, file_of
 from cloister.round.program import Program
-from cloister.seal import audit, derive, merkle
+from cloister.round.replay import check_total, make_program, next_state, replayed
+from cloister.round.verdict import BEYOND, Claim, Finding, Outcome, Verdict, count
+from cloister.seal import audit, merkle
 from cloister.seal.identity import fingerprint_words
-from cloister.seal.labels import ZERO32, fields
-from cloister.seal.log import Checkpoint, cosigner_of, cosigners, open_checkpoint, origin_of
-from cloister.seal.messages import Consistency
-from cloister.seal.plan import check_plan
-from cloister.seal.receipt import Receipt, open_receipt
+from cloister.seal.labels import ZERO32
+from cloister.seal.log import Checkpoint
 from cloister.seal.roster import Roster, TrustedRoster
-from cloister.seal.threshold import MIN_SITES
-from cloister.vector import State, digest, open_total
-from cloister.vector.errors import (
-    BadModel,
-    BadSignature,
-    BadSum,
-    CloisterError,
-    ContextMismatch,
-    MissingConsistency,
-    RosterRefused,
-    StaleReceipt,
-    TooFewSurvivors,
-)
+from cloister.vector import State, digest
+from cloister.vector.errors import BadModel, BadSum, CloisterError, StaleReceipt
 
-BEYOND = (
-    "that sites told the truth about their data, and trained as the job says: each sealed what it chose to seal",
-    "that no round was opened that has no receipt: void rounds leave none",
-)
+HASH_BYTES = 32
 
 
-Made = TypeVar("Made")
+def verify(
+    evidence: Evidence, *, nonces: Collection[str] = (), told: Callable[[str], None] = lambda what: None
+) -> Verdict:
+    """Replays a run. Nothing in the evidence is trusted but its root keys; it never raises for what it holds.
 
-
-@dataclass(frozen=True)
-class Finding:
-    """A breach.
-
-    Attributes: name: of the error. where: "round 3", "log" ... site: whom it is about, or "". file: of the evidence,
-      in which it shows.
+    Args: nonces: of the audits that the reader asked for, in hex. told: what is looked at now, for people who wait.
     """
-
-    name: str
-    where: str
-    message: str
-    mend: str = ""
-    site: str = ""
-    file: str = ""
-
-    @property
-    def sentence(self) -> str:
-        where = f"{self.where}, site {self.site}" if self.site else self.where
-        return f"{self.name} in {self.file} ({where}): {self.message}" + (f" {self.mend}" if self.mend else "")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Attributes: findings: every breach; none is needed for `ok`. proven, unproven: claims as sentences."""
-
-    findings: tuple[Finding, ...]
-    proven: tuple[str, ...]
-    unproven: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        return not self.findings
-
-    def as_json(self) -> dict[str, Any]:
-        found = [vars(finding) for finding in self.findings]
-        return {"ok": self.ok, "findings": found, "proven": list(self.proven), "not_proven": list(self.unproven)}
-
-    def lines(self) -> list[str]:
-        """The verdict for people."""
-        said = "nothing was altered, as far as the evidence goes" if self.ok else f"{len(self.findings)} findings"
-        lines = [f"verdict: {said}."]
-        for each in self.findings:
-            lines.append(f"  found: {each.sentence}")
-        lines += [f"  proven: {claim}." for claim in self.proven]
-        return lines + [f"  not proven: {claim}." for claim in self.unproven]
-
-
-def verify(evidence: Evidence) -> Verdict:
-    """Replays a run. Nothing in the evidence is trusted but its root keys; it never raises for what it holds."""
-    return _Replay(evidence).verdict()
-
-
-@dataclass(frozen=True)
-class _Round:
-    """One round whose receipt the coordinator signed."""
-
-    place: int
-    receipt: Receipt
-    roster: Roster
-    evidence: RoundEvidence
-
-    @property
-    def where(self) -> str:
-        return f"round {self.receipt.plan.round}"
-
-    def file(self, kind: str, nonce: str = "") -> str:
-        return file_of(kind, self.place, nonce)
+    return _Replay(evidence, frozenset(nonces), told).verdict()
 
 
 class _Replay:
-    def __init__(self, evidence: Evidence) -> None:
-        self._evidence = evidence
+    def __init__(self, evidence: Evidence, nonces: frozenset[str], told: Callable[[str], None]) -> None:
+        self._evidence, self._nonces, self._told = evidence, nonces, told
         self._findings: list[Finding] = []
-        self._proven: list[str] = []
-        self._unproven: list[str] = []
+        self._claims: list[Claim] = []
         self._rosters: dict[bytes, Roster] = {}
-        self._rounds: list[_Round] = []
+        self._rounds: list[ReceiptedRound] = []
         self._cosigners: frozenset[str] = frozenset()
-        self._roots: dict[int, bytes] = {}  # of the log's beginnings
 
     def verdict(self) -> Verdict:
         steps = (
             self._follow_rosters,
-            self._open_receipts,
-            self._chain_receipts,
+            self._check_receipts,
             self._check_sites,
             self._check_consistency,
             self._replay_model,
@@ -147,7 +73,7 @@ class _Replay:
         )
         for step in steps:
             step()
-        return Verdict(tuple(self._findings), tuple(self._proven), (*self._unproven, *BEYOND))
+        return Verdict((*self._claims, *BEYOND), tuple(self._findings))
 
     @contextmanager
     def _finding(self, where: str, file: str) -> Iterator[None]:
@@ -160,12 +86,11 @@ class _Replay:
     def _found(self, fault: CloisterError, where: str, file: str) -> None:
         self._findings.append(Finding(fault.name, where, fault.message, fault.mend, fault.site, file))
 
-    def _claim(self, before: int, proven: str, unproven: str, *, enough: bool = True) -> None:
-        """Proven where there was enough to look at and nothing was found since `before`."""
-        if enough and len(self._findings) == before:
-            self._proven.append(proven)
-        else:
-            self._unproven.append(unproven)
+    def _claim(self, of: str, before: int, proven: str, unproven: str, *, enough: bool = True) -> None:
+        """Failed if something was found since `before`; else proven where there was enough to look at."""
+        found = self._findings[before:]
+        outcome: Outcome = "FAILED" if found else "proven" if enough else "not proven"
+        self._claims.append(Claim(of, outcome, found[0].sentence if found else proven if enough else unproven))
 
     @property
     def _complete(self) -> bool:
@@ -176,39 +101,53 @@ class _Replay:
 
     def _follow_rosters(self) -> None:
         before, trusted = len(self._findings), TrustedRoster(self._evidence.roots, self._evidence.quorum)
-        for place, signed in enumerate(self._evidence.rosters, 1):
-            own = place == 1 and self._evidence.roots and _vouches_for_itself(signed)
-            with self._finding(f"roster {place}", "trust.json" if own else file_of("rosters", place)):
+        for version, signed in enumerate(self._evidence.rosters, 1):
+            own = version == 1 and not self._evidence.pinned and vouches_for_itself(signed)
+            with self._finding(f"roster {version}", "trust.json" if own else file_of("rosters", version)):
                 roster = trusted.update(signed)
                 self._rosters[roster.digest] = roster
-        words = ", ".join(fingerprint_words(key) for key in self._evidence.roots)
+        self._claims.append(self._root())
         self._claim(
+            "members",
             before,
-            f"{len(self._rosters)} rosters follow from the root key ({words})",
-            "who the members are: the rosters do not follow from the root key",
+            f"{count(len(self._rosters), 'roster')} in one chain, each signed by the root key",
+            "who the members are: there is no roster",
             enough=bool(self._rosters),
         )
 
+    def _root(self) -> Claim:
+        """Whose federation this is: the one thing that the evidence cannot show by itself."""
+        words = " / ".join(fingerprint_words(key) for key in self._evidence.roots)
+        if any(roster.federation == SIMULATION for roster in self._rosters.values()):
+            why = (
+                "that there was a federation: this is a simulation, one process made all keys and played all parties"
+            )
+            return Claim("root key", "not proven", why)
+        if self._evidence.pinned and not self._rosters:
+            return Claim("root key", "not proven", f"no roster is signed by the root key that you pinned ({words})")
+        if self._evidence.pinned:
+            return Claim("root key", "proven", f"everything below rests on the root key that you pinned ({words})")
+        why = "whose federation this is: the root key is trusted as found. Compare its words with the operator's"
+        return Claim("root key", "not proven", f"{why} ({words})")
+
     # receipts
 
-    def _open_receipts(self) -> None:
+    def _check_receipts(self) -> None:
+        before, last_round, last_receipt = len(self._findings), -1, ZERO32
         for place, each in enumerate(self._evidence.rounds):
             with self._finding(f"receipt {place}", file_of("receipts", place)):
-                self._rounds.append(_Round(place, *_opened(each.receipt, self._rosters), each))
-
-    def _chain_receipts(self) -> None:
-        before, last_round, last_receipt = len(self._findings), -1, ZERO32
-        for each in self._rounds:
-            with self._finding(each.where, each.file("receipts")):
-                each.receipt.check_follows(self._rounds[0].receipt.plan.run, last_round, last_receipt)
-            last_round, last_receipt = each.receipt.plan.round, each.receipt.digest
-            with self._finding(each.where, each.file("receipts")):
-                _check_receipt(each.receipt, each.roster)
-        count = len(self._rounds)
+                self._rounds.append(ReceiptedRound(place, *opened(each.receipt, self._rosters), each))
+        for known in self._rounds:
+            with self._finding(known.where, known.file("receipts")):
+                known.receipt.check_follows(self._rounds[0].receipt.plan.run, last_round, last_receipt)
+            last_round, last_receipt = known.receipt.plan.round, known.receipt.digest
+            with self._finding(known.where, known.file("receipts")):
+                check_receipt(known.receipt, known.roster)
         self._claim(
+            "receipts",
             before,
-            f"{count} receipts are signed by the coordinator and form one chain of one run; in each the plan, the"
-            " threshold and the survivors are within the rules",
+            f"{count(len(self._rounds), 'receipt')}, each signed by the coordinator, in one chain of one run; plan,"
+            " threshold and survivors of each are within the rules",
             "that the receipts are one unbroken chain",
             enough=self._complete,
         )
@@ -221,8 +160,9 @@ class _Replay:
                     signed.verify(each.roster.key_of(signed.site, "site"))
         vectors = sum(len(each.receipt.u3) for each in self._rounds)
         self._claim(
+            "masked vectors",
             before,
-            f"each of the {vectors} masked vectors that were summed is signed for by its site, for its round alone",
+            f"each of the {vectors} that were summed is signed for by its site, for its round alone",
             "that the masked vectors are the sites' own",
             enough=self._complete,
         )
@@ -230,11 +170,12 @@ class _Replay:
     def _check_consistency(self) -> None:
         before, seen = len(self._findings), 0
         for each in self._rounds:
-            if each.evidence.consistency:
+            if each.evidence.consistency is not None:
                 seen += 1
                 with self._finding(each.where, each.file("consistency")):
-                    _check_signatures(each)
+                    check_signatures(each, each.evidence.consistency)
         self._claim(
+            "survivors",
             before,
             "in every round a threshold of sites signed one and the same survivor set",
             f"that sites agreed on the survivors: signatures are there for {seen} of {len(self._rounds)} rounds",
@@ -244,26 +185,33 @@ class _Replay:
     # the model
 
     def _replay_model(self) -> None:
-        before, replayed, ended = len(self._findings), 0, False
+        before, done, ended, more = len(self._findings), 0, False, False
         job, final = self._read_job(), self._read_final()
         with self._finding("job", "job.bundle"):
             if job is not None and final is not None:
-                program = _replayed(lambda: _program(job, final))
-                state, replayed = self._recompute(program, job)
-                ended = self._complete and replayed == len(self._rounds)
-                if ended and program.ask(state) is not None:
-                    self._unproven.append("that the run is at its end: the job has more to ask")
+                program = replayed(lambda: make_program(job, final))
+                state, done = self._recompute(program, job)
+                ended = self._complete and done == len(self._rounds)
+                more = ended and program.ask(state) is not None
         self._claim(
+            "model",
             before,
-            f"the final model follows, bit for bit, from the job and the {replayed} opened sums: the initial model,"
-            " every query and every state were recomputed",
-            f"the model: {replayed} of {len(self._evidence.rounds)} steps could be recomputed",
+            f"it follows, bit for bit, from the job and the {count(done, 'opened sum')}: the initial model, every"
+            " query and every state were recomputed",
+            f"that it follows from the opened sums: {done} of {len(self._evidence.rounds)} steps could be recomputed",
             enough=ended,
         )
+        if more:
+            self._claims.append(
+                Claim("end of the run", "not proven", "that it is at its end: the job has more to ask")
+            )
 
     def _read_job(self) -> Job | None:
         with self._finding("job", "job.bundle"):
-            return Job.from_bytes(self._evidence.job)
+            job = Job.from_bytes(self._evidence.job)
+            if self._complete and any(each.receipt.plan.job != job.digest for each in self._rounds):
+                raise BadModel("the job is not the one that the receipts name.")
+            return job
         return None
 
     def _read_final(self) -> State | None:
@@ -279,18 +227,19 @@ class _Replay:
         """The state after as many rounds as the evidence carries, and how many these are."""
         state = program.start()
         for done, each in enumerate(self._rounds if self._complete else ()):
-            if not each.evidence.total:
+            if each.evidence.total is None:
                 return state, done
+            self._told(each.where)
             found, file = len(self._findings), self._file_of_step(each, job)
             with self._finding(each.where, each.file("totals")):
-                _check_total(each)
+                check_total(each, each.evidence.total)
                 with self._finding(each.where, file):
-                    state = _next_state(program, state, each, job)
+                    state = next_state(program, state, each, each.evidence.total, job)
             if len(self._findings) > found:
                 return state, done
         return state, len(self._rounds)
 
-    def _file_of_step(self, each: _Round, job: Job) -> str:
+    def _file_of_step(self, each: ReceiptedRound, job: Job) -> str:
         """Which file is to blame if this step cannot be recomputed, or comes out otherwise."""
         if each.receipt.plan.job != job.digest:
             return "job.bundle"
@@ -300,52 +249,66 @@ class _Replay:
     # the sums
 
     def _check_audits(self) -> None:
-        before, full, chances = len(self._findings), 0, []
+        before, full = len(self._findings), 0
+        chances: list[float] = []
         for each in self._rounds:
             shown, total = self._audited(each), audit.leaves(each.receipt)
             full += shown == total
             if 0 < shown < total:
                 chances.append(audit.caught(total, -(-total // 10), shown))
-        if chances and len(self._findings) == before:
-            self._proven.append(
-                f"in {len(chances)} rounds the challenged pieces of the opened sums are those of the signed masked"
-                f" vectors, which finds an altered tenth with a chance of {min(chances):.0%} at least, if the nonces"
-                " are your own"
-            )
-        count = len(self._rounds)
+        rounds = len(self._rounds)
         self._claim(
+            "sums",
             before,
-            f"all {count} opened sums are, word for word, those of the signed masked vectors",
+            f"{count(rounds, 'opened sum')}: word for word those of the signed masked vectors",
             "that every opened sum is, word for word, that of the signed masked vectors: audits show it in full for"
-            f" {full} of {count}",
-            enough=self._complete and full == count,
+            f" {full} of {rounds}",
+            enough=self._complete and full == rounds,
         )
+        if chances and len(self._findings) == before:
+            mine = all(nonce in self._nonces for each in self._rounds for nonce in each.evidence.audits)
+            self._claims.append(
+                Claim(
+                    "pieces of sums",
+                    "proven",
+                    f"in {count(len(chances), 'round')} the challenged ones are those of the signed masked vectors;"
+                    f" that finds an altered tenth with a chance of {min(chances):.0%} at least"
+                    + ("" if mine else ", if the nonces are your own"),
+                )
+            )
 
-    def _audited(self, each: _Round) -> int:
-        """The most leaves of this round's sum that one answer shows rightly."""
-        shown = 0
+    def _audited(self, each: ReceiptedRound) -> int:
+        """How many leaves of this round's sum answers show rightly."""
+        shown: set[int] = set()
         for nonce, data in sorted(each.evidence.audits.items()):
+            self._told(f"audit of {each.where}")
             with self._finding(each.where, each.file("audits", nonce)):
                 answer = audit.Audit.from_bytes(data)
                 if answer.nonce.hex() != nonce:
                     raise BadSum("an audit that answers another nonce")
-                shown = max(shown, audit.verify(answer, each.receipt, each.roster))
-        return shown
+                audit.verify(answer, each.receipt, each.roster)
+                shown |= {chunk.index for chunk in answer.chunks}
+        return len(shown)
 
     # the log
 
     def _check_log(self) -> None:
         """Every head that anybody signed for, the coordinator or a site in its keys, is one of this one log."""
-        before, data = len(self._findings), self._evidence.leaves
-        log = [data[at : at + 32] for at in range(0, len(data), 32)]
-        heads = self._heads()
-        newest = max((head.size for head, _, _ in heads), default=0)
-        for head, where, file in heads:
+        before, data = len(self._findings), self._evidence.leaves or b""
+        log = [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]
+        found = self._heads()
+        newest = max((head.size for head, _, _ in found), default=0)
+        with self._finding("log", "log/leaves"):
+            whole = found and len(self._findings) == before
+            if len(data) % HASH_BYTES or (whole and len(log) > newest):
+                raise StaleReceipt("the log has leaves that no checkpoint vouches for, or part of one")
+        roots = heads(log, {head.size for head, _, _ in found})
+        for head, where, file in found if self._evidence.leaves is not None else ():
             with self._finding(where, "log/leaves" if head.size == newest else file):
-                if head.size > len(log) or self._root(log, head.size) != head.root:
+                if roots.get(head.size) != head.root:
                     raise StaleReceipt("a checkpoint that is no head of this log: it was split or rolled back")
         at = 0
-        for each in self._rounds if newest else ():
+        for each in self._rounds if newest and log else ():
             with self._finding(each.where, each.file("receipts")):
                 leaf = merkle.leaf_hash(each.evidence.receipt)
                 if leaf not in log[at:newest]:
@@ -353,145 +316,28 @@ class _Replay:
                 at = log.index(leaf, at) + 1
         signers = f", cosigned by {', '.join(sorted(self._cosigners))}" if self._cosigners else ""
         self._claim(
+            "log",
             before,
-            f"all receipts are in a log of {newest}, and the {len(heads)} checkpoints at hand, of the coordinator and"
-            f" of what sites signed, are heads of it{signers}",
+            f"all receipts are in a log of {newest}, and the {count(len(found), 'checkpoint')} at hand, of the"
+            f" coordinator and of what sites signed, are heads of it{signers}",
             "that the receipts are in the one log that all sites see",
-            enough=self._complete and newest > 0,
+            enough=self._complete and newest > 0 and bool(log),
         )
 
     def _heads(self) -> list[tuple[Checkpoint, str, str]]:
         """Checkpoints, where they were found, and in which file: the coordinator's, and those that sites carried."""
-        heads: list[tuple[Checkpoint, str, str]] = []
+        found: list[tuple[Checkpoint, str, str]] = []
         for name, note in sorted(self._evidence.checkpoints.items()):
             where, file = f"checkpoint {name}", f"log/{name}.checkpoint"
             with self._finding(where, file):
-                head, cosigned = _checkpoint(note, self._rosters)
+                head, cosigned = checkpoint(note, self._rosters)
                 self._cosigners |= cosigned
-                heads.append((head, where, file))
+                found.append((head, where, file))
         for each in self._rounds:
-            if each.evidence.keys:
+            if each.evidence.keys is not None:
                 with self._finding(each.where, each.file("keys")):
                     for entry in audit.key_entries(each.evidence.keys, each.receipt, each.roster):
                         if entry.checkpoint:
-                            head, _ = _checkpoint(entry.checkpoint, self._rosters)
-                            heads.append((head, f"{each.where}, keys of {entry.site}", each.file("keys")))
-        return heads
-
-    def _root(self, log: list[bytes], size: int) -> bytes:
-        if size not in self._roots:
-            self._roots[size] = merkle.root(log[:size])
-        return self._roots[size]
-
-
-def _vouches_for_itself(signed: bytes) -> bool:
-    """Whether a roster is signed as it says itself: then it is whole, and who does not trust its roots means another
-    federation."""
-    try:
-        roster = Roster.from_bytes((fields(signed) or [b""])[0])
-        TrustedRoster(roster.roots, roster.quorum).update(signed)
-    except CloisterError:
-        return False
-    return True
-
-
-def _opened(signed: bytes, rosters: Mapping[bytes, Roster]) -> tuple[Receipt, Roster]:
-    """The receipt and its roster. Raises: BadSignature: no coordinator signed it. RosterRefused: no such roster."""
-    for key in {member.key for roster in rosters.values() for member in roster.coordinators}:
-        try:
-            receipt = open_receipt(signed, key)
-        except BadSignature:
-            continue
-        if receipt.roster not in rosters:
-            raise RosterRefused("a receipt under a roster that no root key signed, or that is not there")
-        if key in [member.key for member in rosters[receipt.roster].coordinators]:
-            return receipt, rosters[receipt.roster]
-    raise BadSignature("a receipt that no coordinator of its roster signed")
-
-
-def _checkpoint(note: bytes, rosters: Mapping[bytes, Roster]) -> tuple[Checkpoint, frozenset[str]]:
-    """The head that a coordinator signed, and which sites cosigned it. Raises: BadSignature, MalformedMessage."""
-    for roster in reversed(list(rosters.values())):
-        names = {cosigner_of(roster.federation, member.id): member.id for member in roster.sites}
-        keys = {cosigner_of(roster.federation, member.id): member.key for member in roster.sites}
-        for coordinator in roster.coordinators:
-            try:
-                head = open_checkpoint(note, origin_of(roster.federation), coordinator.key)
-            except BadSignature:
-                continue
-            return head, frozenset(names[name] for name in cosigners(note, keys))
-    raise BadSignature("a checkpoint that no coordinator signed")
-
-
-def _check_receipt(receipt: Receipt, roster: Roster) -> None:
-    """A site's checks of the plan, for every site of it, and of the context. Raises: PeerError."""
-    plan = receipt.plan
-    for site in plan.sites:
-        check_plan(plan, roster, site, MIN_SITES, 0)
-    if receipt.ctx != derive.round_context(plan, receipt.roster, receipt.previous):
-        raise ContextMismatch("the context is not that of the plan, the roster and the receipt before")
-    if len(receipt.u3) < max(plan.threshold, plan.min_survivors):
-        raise TooFewSurvivors(f"{len(receipt.u3)} survivors opened a sum that takes {plan.threshold}")
-
-
-def _check_signatures(each: _Round) -> None:
-    """Message 8: a threshold of U3 signed exactly this U3, with these roots. Raises: PeerError."""
-    receipt, message = each.receipt, Consistency.from_bytes(each.evidence.consistency)
-    roots = tuple(audit.signed_roots(receipt))
-    u2 = derive.sharers_digest(receipt.ctx, receipt.h1, receipt.u2)
-    agreed = derive.survivors_digest(receipt.ctx, receipt.h1, u2, roots)
-    if digest(each.evidence.consistency) != receipt.consistency or (message.context, message.u3) != (
-        receipt.ctx,
-        agreed,
-    ):
-        raise MissingConsistency("the signatures are on another survivor set than the receipt's")
-    signers = {entry.site for entry in message.entries}
-    if len(signers) < receipt.plan.threshold or not signers <= set(receipt.u3):
-        raise MissingConsistency(f"{len(signers)} signatures of survivors, it takes {receipt.plan.threshold}")
-    for entry in message.entries:
-        entry.verify(each.roster.key_of(entry.site, "site"), entry.site)
-
-
-def _program(job: Job, final: State) -> Program:
-    """The job's program over the columns that the final state names; a wrong name shows in the first digest."""
-    columns = final.facts.get("columns")
-    if not isinstance(columns, dict) or not all(kind in ("number", "category") for kind in columns.values()):
-        raise BadModel("the final state does not name the columns.")
-    return Program(job, columns)
-
-
-def _replayed(compute: Callable[[], Made]) -> Made:
-    """What the run computed. Raises: BadModel: it cannot have, since that fails."""
-    try:
-        return compute()
-    except CloisterError:
-        raise
-    except Exception as fault:  # bytes of a liar reach the algorithm here; whatever they break is a finding
-        raise BadModel(f"the step cannot be recomputed: {type(fault).__name__}") from None
-
-
-def _check_total(each: _Round) -> None:
-    """Raises: BadSum."""
-    data, plan = each.evidence.total, each.receipt.plan
-    if merkle.root_of(data) != each.receipt.sum_root or len(data) != plan.words * plan.coder.dtype.itemsize:
-        raise BadSum("the opened sum is not the one that the receipt names")
-
-
-def _next_state(program: Program, state: State, each: _Round, job: Job) -> State:
-    """Recomputes one step: the query of the plan, and from the sum the state of the receipt.
-
-    Raises: BadModel, and what the algorithm raises for such a sum.
-    """
-    receipt, plan, data = each.receipt, each.receipt.plan, each.evidence.total
-    query = _replayed(lambda: program.ask(state))
-    if query is None:
-        raise BadModel("a receipt after the end of the job")
-    if (plan.job, plan.query) != (job.digest, digest(query.to_bytes())):
-        raise BadModel("the sites were asked something else than this job asks at this point")
-    if (plan.layout, plan.max_rows, plan.bits) != (query.sealed_layout, query.max_rows, job.bits):
-        raise BadModel("the plan's layout, rows or bits are not those of the job's query")
-    words = np.frombuffer(data, plan.coder.dtype.newbyteorder("<")).astype(plan.coder.dtype)
-    after = _replayed(lambda: program.learn(state, open_total(query, plan.coder, words, len(receipt.u3))))
-    if digest(after.to_bytes()) != receipt.state:
-        raise BadModel("the state that the receipt names is not the one that follows from the sum")
-    return after
+                            head, _ = checkpoint(entry.checkpoint, self._rosters)
+                            found.append((head, f"{each.where}, keys of {entry.site}", each.file("keys")))
+        return found

@@ -48,6 +48,8 @@ MAX_BUNDLE_BYTES = 512 << 20  # a job with its initial tensors; GitHub takes 2 G
 HOLD_SECONDS = 25.0  # a long poll; proxies cut idle requests at 30 s (HAProxy's examples) to 60 s (nginx, AWS ELB)
 GRACE_SECONDS = 3.0  # how long after its last sign of life a site still counts as there
 AUDIT_SECONDS = 600.0  # to hash all masked vectors of a round: 100 of 40 MB in 4 s from a cached disk
+MAX_AUDIT_LEAVES = 44  # shown in one answer: as many challenges find an altered tenth with 99% (seal.audit)
+MAX_AUDIT_BYTES = 32 << 20  # of one answer, which is made in memory; a single leaf may be larger
 RUN_HEX, DIGEST_HEX = r"^[0-9a-f]{32}$", r"^[0-9a-f]{64}$"
 
 # what sites send to MESSAGES, and what the coordinator puts into their mailboxes
@@ -151,12 +153,16 @@ class EntryRef(Body):
 
 
 class Challenge(Body):
-    """Envelope "audit": show `count` leaves of the round's sum, those that the nonce (32 bytes, hex) picks."""
+    """Envelope "audit": show `count` leaves of the round's sum, those that the nonce (32 bytes, hex) picks.
+
+    skip: how many of these were shown in answers before; one answer holds as many as its limits allow.
+    """
 
     run: str = Field(pattern=RUN_HEX)
     round: int = Field(ge=0, le=1 << 62)
     nonce: str = Field(pattern=DIGEST_HEX)
     count: int = Field(ge=1, le=1 << 32)
+    skip: int = Field(default=0, ge=0, le=1 << 32)
 
 
 class Watch(Body):

@@ -20,7 +20,7 @@ import stamina
 
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ENROLL as ENROLL_LABEL
-from cloister.seal.labels import fields
+from cloister.seal.labels import fields, lp
 from cloister.vector import digest
 from cloister.vector.errors import ContextMismatch, InvitationError, MalformedMessage, Unreachable
 from cloister.wire import api
@@ -223,9 +223,22 @@ class CoordinatorClient:
         return parts[0], parts[1]
 
     async def audit(self, run: str, round: int, nonce: bytes, count: int) -> bytes:
-        """An answer to an honest-sum challenge (`seal.audit.Audit`). Raises: UsageError: it is not kept any more."""
-        body = api.Challenge(run=run, round=round, nonce=nonce.hex(), count=count).to_bytes()
-        return await self._post(api.AUDITS, "audit", body, hold_seconds=api.AUDIT_SECONDS)
+        """An answer to an honest-sum challenge (`seal.audit.Audit`), put together from as many requests as it takes.
+
+        Raises: UsageError: the masked vectors are not kept any more. MalformedMessage.
+        """
+        head: list[bytes] = []
+        chunks: list[bytes] = []
+        while len(chunks) < count:
+            body = api.Challenge(run=run, round=round, nonce=nonce.hex(), count=count, skip=len(chunks)).to_bytes()
+            parts = fields(await self._post(api.AUDITS, "audit", body, hold_seconds=api.AUDIT_SECONDS))
+            if len(parts) < 3 or (head and parts[:3] != head) or len(chunks) + len(parts) - 3 > count:
+                raise MalformedMessage("the coordinator shows something else than an audit")
+            head = parts[:3]
+            chunks += parts[3:]
+            if len(parts) == 3:  # the sum has no more leaves
+                break
+        return b"".join(map(lp, (*head, *chunks)))
 
     # analysts
 
