@@ -15,7 +15,20 @@ SOURCE = ROOT / "src" / "cloister"
 ROOMS = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
 TRUSTED = ("vector", "seal", "privacy", "round", "site")
 TRUSTED_LINES = 6_000  # of code: what an auditor of a site has to read
-PACKAGE_LINES = 18_000  # the attack suite that ships is a tenth of it
+UNTRUSTED = {  # in rooms of the trusted base, but no site's safety rests on it
+    "seal/server.py": "the coordinator's side of a round: a site believes none of it",
+    "seal/audit.py": "recomputes sums from what was revealed",
+    "seal/selftest.py": "runs both sides against each other",
+    "seal/words.py": "a list of words",
+    "round/program.py": "asks; sites answer by layout and policy, whatever is asked",
+    "round/loop.py": "the coordinator's and the simulator's",
+    "round/evidence.py": "an auditor's",
+    "round/checks.py": "an auditor's",
+    "round/replay.py": "an auditor's",
+    "round/verdict.py": "an auditor's",
+    "round/verify.py": "an auditor's",
+}
+PACKAGE_LINES = 26_000  # engines, attacks, privacy and the steward's tools ship with it
 FILE_LINES = 600
 FUNCTION_LINES = 80
 
@@ -74,8 +87,10 @@ def test_no_function_is_too_long() -> None:
 
 
 def test_the_trusted_base_stays_small() -> None:
-    counted = {room: sum(code_lines(path) for path in (SOURCE / room).rglob("*.py")) for room in TRUSTED}
-    assert sum(counted.values()) < TRUSTED_LINES, counted
+    files = [path for room in TRUSTED for path in (SOURCE / room).rglob("*.py")]
+    counted = {str(path.relative_to(SOURCE)): code_lines(path) for path in files}
+    assert not UNTRUSTED.keys() - counted.keys(), "renamed or gone"
+    assert sum(count for name, count in counted.items() if name not in UNTRUSTED) < TRUSTED_LINES, counted
 
 
 def test_the_package_stays_small() -> None:
