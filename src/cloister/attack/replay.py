@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from cloister.attack.liar import LyingHub, Watched
 from cloister.round.evidence import Evidence, RoundEvidence
-from cloister.round.verify import Finding, verify
+from cloister.round.verdict import Finding
+from cloister.round.verify import verify
 from cloister.seal import audit
 from cloister.seal.audit import Audit
 from cloister.seal.merkle import MerkleBuilder

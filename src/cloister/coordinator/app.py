@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from cloister.coordinator.audits import audited
+from cloister.coordinator.audits import Auditor
 from cloister.coordinator.folder import COORDINATOR
 from cloister.coordinator.hub import Hub
 from cloister.coordinator.membership import enroll
@@ -79,7 +78,7 @@ class Desk:
 
     def __init__(self, hub: Hub, runs: Runs) -> None:
         self._hub, self._runs = hub, runs
-        self._auditing = asyncio.Semaphore()
+        self._auditor = Auditor(hub)
 
     async def _envelope(
         self, request: Request, types: tuple[str, ...], roles: tuple[str, ...], limit: int = api.MAX_MESSAGE_BYTES
@@ -193,18 +192,11 @@ class Desk:
         return Response(data, media_type="application/octet-stream")
 
     async def audit(self, request: Request) -> Response:
-        """Streams the answer; one at a time, since each reads a round's masked vectors from the disk."""
         envelope, _ = await self._envelope(request, ("audit",), SITE + ANALYST)
         self._accept_number(envelope)
-        answer = audited(self._hub, api.Challenge.from_bytes(envelope.body))
-
-        async def one_at_a_time() -> AsyncIterator[bytes]:
-            async with self._auditing:
-                async for piece in iterate_in_threadpool(answer()):
-                    self._hub.traffic.down[envelope.sender] += len(piece)
-                    yield piece
-
-        return StreamingResponse(one_at_a_time(), media_type="application/octet-stream")
+        data = await self._auditor.answer(api.Challenge.from_bytes(envelope.body))
+        self._hub.traffic.down[envelope.sender] += len(data)
+        return Response(data, media_type="application/octet-stream")
 
     # analysts
 
