@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,16 @@ def simulate(
         Seal.ideal
     ),
     seed: Annotated[int | None, typer.Option(help="Instead of the job's own.")] = None,
+    dropouts: Annotated[float, typer.Option(help="The chance that a site vanishes in a round.")] = 0.0,
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            help="What malicious sites do: label-flip, sign-flip[:FACTOR], alie[:Z], ipm[:EPSILON], backdoor[:CLASS]."
+        ),
+    ] = None,
+    attackers: Annotated[
+        str | None, typer.Option(help="Which sites are malicious: a fraction of all (0.2), or names with commas.")
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train each site alone, and all rows pooled.")
     ] = False,
@@ -76,13 +87,35 @@ def simulate(
     else:
         if job_file is None:
             raise UsageError("there is no job.", mend="Give a job file, or --resume DIR.")
-        result = _start(job_file, data, out, as_json, sites, seed, partition, seal.value, computing)
+        choices: dict[str, Any] = {"sites": sites, "seed": seed, "partition": partition, "seal": seal.value}
+        choices |= {"dropouts": dropouts, "attack": attack, "attackers": _attackers(attackers)}
+        result = _start(job_file, data, out, as_json, choices, computing)
     facts = result.as_json()
     if out is not None:
         result.save(out)
         facts["results"] = str(out)
     step = f"open {out}/report.html" if out else f"cloister simulate {job_file} --out results"
-    finish(facts, as_json, summary(facts), step)
+    finish(facts, as_json, [*_conditions(facts["conditions"]), *summary(facts)], step)
+
+
+def _attackers(text: str | None) -> float | list[str] | None:
+    """A fraction, or names."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _conditions(known: Mapping[str, Any]) -> list[str]:
+    """What a simulation was run under, for people."""
+    lines = []
+    if "attack" in known:
+        lines.append(f"malicious sites ({known['attack']}): {', '.join(known['attackers'])}")
+    if "backdoor_success" in known:
+        lines.append(f"rows with the backdoor's mark that the model falls for: {known['backdoor_success']:.1%}")
+    return lines
 
 
 def _start(
@@ -90,17 +123,13 @@ def _start(
     data: Path | None,
     out: Path | None,
     as_json: bool,
-    sites: int | None,
-    seed: int | None,
-    partition: str,
-    seal: str,
+    choices: dict[str, Any],
     computing: dict[str, Any],
 ) -> Result:
     from cloister.job import load_job
 
     job = load_job(job_file)
     source = data if data is not None else bundled_or_refused(job.data.target)
-    choices = {"sites": sites, "seed": seed, "partition": partition, "seal": seal}
     if out is not None:
         return _run(job, source, out, as_json, **choices, **computing)
     # without --out, a run that is interrupted is kept all the same

@@ -46,6 +46,7 @@ class Result:
       events: as `simulate` and a federation's `watch` give them; those of training rounds add seconds and bytes.
       receipts: signed records of the rounds, in order; none where nothing was sealed.
       comparison: local-only, federated and pooled on the same test rows, where somebody could compute it.
+      conditions: of a simulation: "attack", "attackers", "backdoor_success" (of marked rows), where there was one.
     """
 
     job: Job
@@ -54,6 +55,7 @@ class Result:
     events: Sequence[Mapping[str, Any]] = ()
     receipts: Sequence[bytes] = ()
     comparison: Comparison | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
     _built: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -74,6 +76,11 @@ class Result:
         """What model.safetensors holds; equal models give equal bytes."""
         tensors = {name: np.ascontiguousarray(value) for name, value in sorted(self.tensors.items())}
         return save_tensors(tensors, {"cloister.job": self.job.digest.hex()})
+
+    @property
+    def job_text(self) -> bytes:
+        """What job.json holds: the job's manifest, for reading."""
+        return (json.dumps(self.job.manifest(), indent=2, sort_keys=True) + "\n").encode()
 
     @property
     def history(self) -> pd.DataFrame:
@@ -138,6 +145,7 @@ class Result:
             "comparison": None if self.comparison is None else self.comparison.as_json(),
             "privacy": self.privacy.as_json(),
             "receipts": len(self.receipts),
+            "conditions": dict(self.conditions),
             "history": json.loads(history.to_json(orient="records", double_precision=15)),
         }
 
@@ -163,7 +171,7 @@ class Result:
         (path / "model.safetensors").write_bytes(self.model_bytes)
         (path / "state.bundle").write_bytes(self.state.to_bytes())
         (path / "job.bundle").write_bytes(self.job.to_bytes())
-        (path / "job.json").write_text(json.dumps(self.job.manifest(), indent=2, sort_keys=True) + "\n", "utf-8")
+        (path / "job.json").write_bytes(self.job_text)
         self.history.to_csv(path / "history.csv", index=False)
         for stale in (path / "receipts").glob("*.receipt"):
             stale.unlink()

@@ -17,10 +17,20 @@ from cloister.learn.result import Result
 from cloister.privacy import PrivacyStatement
 from cloister.round import Program, choose_cohort, run
 from cloister.seal.threshold import colluders_tolerated, threshold
+from cloister.simulation.attacks import (
+    FORMS,
+    NONE,
+    AttackedEngine,
+    Attackers,
+    Backdoor,
+    attack_of,
+    attackers_of,
+    backdoor_success,
+)
 from cloister.simulation.baselines import compare
 from cloister.simulation.cohort import Dropouts, Event, LocalCohort
 from cloister.simulation.data import columns_of, shards_of
-from cloister.simulation.engine import make_engine
+from cloister.simulation.engine import Engine, make_engine
 from cloister.simulation.sealing import Ideal, Masks, Seal
 from cloister.simulation.store import RunFolder
 from cloister.vector import State, Total
@@ -39,6 +49,8 @@ def simulate(
     seal: str = "ideal",
     baselines: bool = False,
     dropouts: Dropouts = 0.0,
+    attack: str | None = None,
+    attackers: Attackers | None = None,
     engine: str = "auto",
     processes: int | None = None,
     folder: str | Path | None = None,
@@ -57,6 +69,9 @@ def simulate(
       seal: "ideal" adds the integers; "masks" runs the real sealed sum. Both give the same model, bit for bit.
       baselines: also train each site alone and all rows pooled, and compare (`result.table`).
       dropouts: the chance that a site vanishes in a round, or which sites vanish in which step.
+      attack: what malicious sites do: "label-flip", "sign-flip", "alie", "ipm", "backdoor"; see
+        `simulation/attacks.py`.
+      attackers: which sites are malicious, or what fraction of all (default 0.2).
       engine: "serial", "processes", "batched" or "auto": processes as soon as a round takes long. They give the
         same model: bit for bit, except "batched", which rounds otherwise.
       processes: how many; one for each core if not given.
@@ -75,7 +90,8 @@ def simulate(
     load_back_end(job)
     store = None
     if folder is not None:
-        chosen = {"sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
+        chosen: dict[str, Any] = {"sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
+        chosen |= {"attack": attack, "attackers": attackers}
         settings = {"data": whereabouts(data), **chosen}
         store = RunFolder(Path(folder), job, settings, every_step=job.algorithm.stateful)
     events: list[Event] = []
@@ -88,14 +104,26 @@ def simulate(
             progress(event)
 
     sealing: Seal = Masks(job, tables) if seal == "masks" else Ideal()
+    malice = attack_of(attack, job)
+    if malice is None and attackers is not None and attack != NONE:
+        raise UsageError("attackers have no attack.", mend=f"Use attack= one of {FORMS}.")
+    conditions: dict[str, Any] = {}
     with contextlib.ExitStack() as held:
-        computing = make_engine(engine, job, tables, processes, _memory(job, store, held))
+        memory = _memory(job, store, held)
+        computing: Engine = make_engine(engine, job, tables, processes, memory)
+        if malice is not None:
+            bad = attackers_of(malice, attackers, list(tables), job.seed)
+            conditions |= {"attack": attack, "attackers": sorted(bad)}
+            computing = AttackedEngine(computing, malice, bad, job, tables, memory)
         held.callback(computing.close)
         cohort = LocalCohort(job, computing, list(tables), sealing, dropouts=dropouts, observe=observe)
         state = _run(Program(job, columns), cohort, store, seal)
     comparison = None
     if baselines:
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))
+    if isinstance(malice, Backdoor):
+        target = int(malice.strength)
+        conditions["backdoor_success"] = backdoor_success(job, state, columns, tables, target)
     observe({"event": "done"})
     return Result(
         job,
@@ -104,6 +132,7 @@ def simulate(
         events,
         sealing.receipts,
         comparison,
+        conditions,
     )
 
 
