@@ -26,7 +26,7 @@ from cloister.seal.receipt import open_receipt
 from cloister.seal.state import Phase
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.vector import Query, State, Total, open_total
-from cloister.vector.errors import CloisterError, DataError, PeerError, RoundVoid, TooFewSites
+from cloister.vector.errors import CloisterError, DataError, PeerError, PlanRefused, RoundVoid, TooFewSites
 from cloister.wire import api
 
 ATTEMPTS = 3  # rounds spent on one query before the run fails
@@ -160,6 +160,8 @@ class RemoteCohort:
 
         Raises: RoundVoid: three rounds in a row had too few answers. TooFewSites, Stopped, StorageFull.
         """
+        if query.buckets > 1:
+            raise PlanRefused("a federation does not cut its cohort into buckets yet.", mend="Simulate the job.")
         name = self._hub.blobs.put(query.to_bytes())
         opened, words = self._call(self._sum(query, bytes.fromhex(name)))
         self._opened = opened

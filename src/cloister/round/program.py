@@ -9,6 +9,7 @@ does not need are skipped. The coordinator and the simulator run this same code;
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,7 @@ class Program:
         query = self._ask_stage(state)
         if query is None:
             return None
-        config = {**query.config, "step": state.facts["step"]}
-        return Query(query.task, query.layout, query.max_rows, query.tensors, config, query.fraction)
+        return replace(query, config={**query.config, "step": state.facts["step"]})
 
     def learn(self, state: State, total: Total) -> State:
         """The next state, from the total of the question that `ask(state)` gave."""
@@ -76,7 +76,8 @@ class Program:
         tests = self._tests() if evaluates else ()
         config = {**query.config, "evaluate": evaluates}
         blocks = (*query.layout.blocks, loss, *tests)
-        return self._with_model(state, query.task, blocks, config, query.tensors, query.fraction)
+        asked = self._with_model(state, query.task, blocks, config, query.tensors)
+        return replace(asked, fraction=query.fraction, buckets=query.buckets)
 
     def _with_model(
         self,
@@ -85,7 +86,6 @@ class Program:
         blocks: tuple[Block, ...],
         config: Mapping[str, Any],
         tensors: Mapping[str, Any] | None = None,
-        fraction: float = 1.0,
     ) -> Query:
         """A question about the model: with it travel the fitted statistics and the names of its tensors."""
         broadcast = {name: value for name, value in state.tensors.items() if name in _BROADCAST or "buckets" in name}
@@ -95,7 +95,7 @@ class Program:
             "shapes": state.facts["shapes"],
         }
         tensors = {**broadcast, **(tensors or {})}
-        return Query(task, Layout(blocks), state.facts["rows"], tensors, described, fraction)
+        return Query(task, Layout(blocks), state.facts["rows"], tensors, described)
 
     def _tests(self) -> tuple[Block, ...]:
         """What an evaluation asks for, of every model that the algorithm has."""

@@ -11,14 +11,15 @@ import numpy as np
 
 from cloister.job import Job
 from cloister.round import choose_cohort
-from cloister.seal.threshold import threshold
+from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.simulation.engine import Engine
-from cloister.simulation.sealing import Seal, Sum
-from cloister.vector import FixedPoint, Query, State, Total, canonical, open_total
+from cloister.simulation.sealing import Seal, Sum, buckets_of
+from cloister.vector import FixedPoint, Query, State, Total, canonical, open_buckets
 from cloister.vector.errors import BoundError, DataError, RoundVoid, TaskError, UsageError
 
 Dropouts = float | Mapping[int, Collection[str]]
 Event = dict[str, Any]
+Buckets = Sequence[Sequence[str]]
 COARSEST = 2.0**-6  # of one mean site's delta: what a step of training changes is of this order, or below
 TRIES = 3  # draws of who drops out, before a round is given up: as often as a coordinator opens it again
 
@@ -61,14 +62,15 @@ class LocalCohort:
         began = time.perf_counter()
         step = int(query.config["step"])
         sites = choose_cohort(self._sites, query.fraction, self._job.seed, step)
-        present = self._present(sites, step, query)
+        buckets = buckets_of(query, sites)
+        present = self._present(sites, buckets, step, query)
         coder = FixedPoint(query.sealed_layout, len(sites), self._job.bits)
         self._fine_enough(query, coder)
         round_ = self._seal.round(query, sites, coder)
         faults: dict[str, TaskError | DataError] = {}
         survivors: list[str] = []
         sealing = time.perf_counter() - began
-        for part in self._engine.parts(query, coder, present, apart=self._seal.apart):
+        for part in self._engine.parts(query, coder, present, apart=self._seal.apart or len(buckets) > 1):
             if part.words is None:
                 assert part.fault is not None, "a part without words says why"
                 faults[part.sites[0]] = self._refused(part.fault, part.sites[0], query)
@@ -77,7 +79,7 @@ class LocalCohort:
             round_.add(part.sites, part.words)
             sealing += time.perf_counter() - started
             survivors += part.sites
-        self._require(len(survivors), sites, faults, query)
+        self._require(survivors, sites, buckets, faults, query)
         started = time.perf_counter()
         words = round_.open()
         sealing += time.perf_counter() - started
@@ -92,7 +94,8 @@ class LocalCohort:
             "seconds": {name: round(value, 6) for name, value in seconds.items()},
         }
         self._open = (round_, event)
-        return open_total(query, coder, words, len(survivors))
+        counts = [len(set(bucket) & set(survivors)) for bucket in buckets]
+        return open_buckets(query, coder, words, counts)
 
     def settle(self, state: State) -> None:
         """Ends the round whose total has become `state`: the receipt, and the event with the newest metrics."""
@@ -120,19 +123,28 @@ class LocalCohort:
                     mend="Use cl.Job(..., bits=64), or a smaller bound in the algorithm.",
                 )
 
-    def _present(self, sites: Sequence[str], step: int, query: Query) -> list[str]:
+    def _present(self, sites: Sequence[str], buckets: Buckets, step: int, query: Query) -> list[str]:
         """The sites of the cohort that do not vanish."""
-        needed = self._required(len(sites))
         for attempt in range(TRIES):
             gone = self._gone(sites, step, attempt)
             present = [site for site in sites if site not in gone]
-            if len(present) >= needed:
+            short = self._short(present, sites, buckets)
+            if not short:
                 return present
         raise RoundVoid(
-            f"{_name(query)}: {len(present)} of {len(sites)} sites answered, the sum takes {needed}. "
-            "Nothing was opened.",
+            f"{_name(query)}: {short}. Nothing was opened.",
             mend="Fewer dropouts, or more sites.",
         )
+
+    def _short(self, survivors: Collection[str], sites: Sequence[str], buckets: Buckets) -> str:
+        """Why so few survivors open nothing; empty where they are enough."""
+        needed = self._required(len(sites))
+        if len(survivors) < needed:
+            return f"{len(survivors)} of {len(sites)} sites answered, the sum takes {needed}"
+        fewest = min(len(set(bucket) & set(survivors)) for bucket in buckets)
+        if len(buckets) > 1 and fewest < MIN_SITES:
+            return f"{fewest} sites of a bucket answered, its sum takes {MIN_SITES}"
+        return ""
 
     def _gone(self, sites: Sequence[str], step: int, attempt: int) -> Collection[str]:
         if isinstance(self._dropouts, Mapping):
@@ -150,15 +162,19 @@ class LocalCohort:
         return fault
 
     def _require(
-        self, survivors: int, sites: Sequence[str], faults: Mapping[str, TaskError | DataError], query: Query
+        self,
+        survivors: Collection[str],
+        sites: Sequence[str],
+        buckets: Buckets,
+        faults: Mapping[str, TaskError | DataError],
+        query: Query,
     ) -> None:
-        needed = self._required(len(sites))
-        if survivors >= needed:
+        short = self._short(survivors, sites, buckets)
+        if not short:
             return
         site, first = next(iter(faults.items()))
         raise type(first)(
-            f"{_name(query)}: {survivors} of {len(sites)} sites have an answer, the sum takes {needed}; "
-            f"first to fail: {first.message}",
+            f"{_name(query)}: {short}; first to fail: {first.message}",
             mend=first.mend,
             site=site,
         )

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from cloister.job import Job
+from cloister.seal.buckets import check_buckets, partition
 from cloister.seal.client import SealClient
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
@@ -29,14 +30,23 @@ from cloister.vector.layout import Words
 COORDINATOR = "coordinator"
 
 
+def buckets_of(query: Query, sites: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Who is summed with whom, all of `sites` having sent their keys. Raises: TooFewSites: for so many buckets."""
+    check_buckets(query.buckets, len(sites))
+    asked = digest(query.to_bytes()) if query.buckets > 1 else b""
+    return partition(asked, tuple(sorted(sites)), query.buckets)
+
+
 class Sum(Protocol):
     """One round: contributions are added as they come, then the sum is opened."""
 
     def add(self, sites: Sequence[str], words: Words) -> None:
-        """Args: words: the sum of these sites' contributions."""
+        """Args: sites: of one bucket. words: the sum of their contributions."""
         ...
 
-    def open(self) -> Words: ...
+    def open(self) -> Words:
+        """Returns: [buckets, words]: the sum of each bucket of `buckets_of`."""
+        ...
 
     def settle(self, state: State) -> None:
         """The round's end, once its total has become this state."""
@@ -65,16 +75,17 @@ class Ideal:
         self.receipts: list[bytes] = []
 
     def round(self, query: Query, sites: Sequence[str], coder: FixedPoint) -> Sum:
-        return _IdealSum(coder)
+        return _IdealSum(coder, buckets_of(query, sites))
 
 
 class _IdealSum:
-    def __init__(self, coder: FixedPoint) -> None:
+    def __init__(self, coder: FixedPoint, buckets: Sequence[Sequence[str]]) -> None:
         self._bits = coder.bits
-        self._total: Words = np.zeros(coder.size, coder.dtype)
+        self._bucket = {site: at for at, bucket in enumerate(buckets) for site in bucket}
+        self._total: Words = np.zeros((len(buckets), coder.size), coder.dtype)
 
     def add(self, sites: Sequence[str], words: Words) -> None:
-        self._total += words
+        self._total[self._bucket[sites[0]]] += words
 
     def open(self) -> Words:
         reduce(self._total, self._bits)
@@ -119,6 +130,8 @@ class Masks:
         self.last_round, self.last_receipt = -1, ZERO32
 
     def round(self, query: Query, sites: Sequence[str], coder: FixedPoint) -> Sum:
+        if query.buckets > 1:
+            raise UsageError('seal="masks" does not cut a cohort into buckets.', mend='Use seal="ideal".')
         plan = Plan(
             federation=self.roster.federation,
             run=self._run,
@@ -200,7 +213,7 @@ class _MaskedSum:
         self._server.close()
         words = self._server.total(lambda site, start, length: bytes(self._payloads[site][start : start + length]))
         self._sum_root = root_of(np.ascontiguousarray(words).view(np.uint8).data)
-        return words
+        return words[np.newaxis]
 
     def settle(self, state: State) -> None:
         own, receipt = self._federation, self._server.receipt(self._sum_root, digest(state.to_bytes()))

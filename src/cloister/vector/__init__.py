@@ -3,7 +3,7 @@
 from cloister.vector.bundle import canonical, digest, pack, unpack
 from cloister.vector.errors import CloisterError
 from cloister.vector.layout import Block, FixedPoint, Layout
-from cloister.vector.query import Answer, Query, Total, flatten, open_total, unflatten
+from cloister.vector.query import Answer, Query, Total, flatten, open_buckets, open_total, unflatten
 from cloister.vector.state import State
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "canonical",
     "digest",
     "flatten",
+    "open_buckets",
     "open_total",
     "pack",
     "unflatten",

@@ -5,15 +5,15 @@ A *delta* is local minus broadcast: `new = broadcast + mean(delta)`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from cloister.vector.bundle import Array, pack, unpack
-from cloister.vector.errors import LayoutError, MalformedMessage, TaskError
-from cloister.vector.layout import Block, FixedPoint, Floats, Layout, Words
+from cloister.vector.errors import BoundError, LayoutError, MalformedMessage, TaskError
+from cloister.vector.layout import SHARES, Block, FixedPoint, Floats, Layout, Words
 
 ROWS, CLIPPED = "rows", "clipped"
 
@@ -29,6 +29,7 @@ class Query:
       tensors: broadcast to every site (the model, fitted statistics).
       config: JSON values (round number, local learning rate ...).
       fraction: of the federation's sites that are sampled into the cohort, in (0, 1].
+      buckets: into how many groups the cohort is cut, whose sums open apart (see `Total.parts`); 1 for one sum.
     """
 
     task: str
@@ -37,6 +38,7 @@ class Query:
     tensors: Mapping[str, Array] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     fraction: float = 1.0
+    buckets: int = 1
 
     @property
     def sealed_layout(self) -> Layout:
@@ -58,6 +60,7 @@ class Query:
             "max_rows": self.max_rows,
             "config": dict(self.config),
             "fraction": self.fraction,
+            "buckets": self.buckets,
         }
         return pack(facts, self.tensors)
 
@@ -73,13 +76,15 @@ class Query:
                 tensors=tensors,
                 config=facts["config"],
                 fraction=facts["fraction"],
+                buckets=facts["buckets"],
             )
         except (KeyError, TypeError, LayoutError) as fault:
             raise MalformedMessage(f"a query does not parse: {fault}") from None
         well_typed = isinstance(query.task, str) and type(query.max_rows) is int and isinstance(query.config, dict)
         sampled = type(query.fraction) in (int, float) and 0.0 < query.fraction <= 1.0
-        if not well_typed or not sampled or query.max_rows < 1:
-            raise MalformedMessage("a query's task, max_rows, config or fraction has another type or range")
+        grouped = type(query.buckets) is int and query.buckets >= 1
+        if not well_typed or not sampled or not grouped or query.max_rows < 1:
+            raise MalformedMessage("a query's task, max_rows, config, fraction or buckets has another type or range")
         return query
 
 
@@ -112,6 +117,7 @@ class Total:
       sums: float64 array for each block (a weighted block's is the sum of rows / max_rows * value).
       rows: of all survivors together. clipped: coordinates clipped, all sites together.
       max_rows: the query's. sites: how many survivors.
+      buckets: the same of each bucket, in their order, where the query asked for several.
     """
 
     sums: Mapping[str, Floats]
@@ -119,6 +125,12 @@ class Total:
     clipped: float
     max_rows: int
     sites: int
+    buckets: tuple[Total, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Total, ...]:
+        """One total for each bucket; of one bucket, this one."""
+        return self.buckets or (self,)
 
     def mean(self, name: str) -> Floats:
         """The row-weighted mean of a weighted block. Raises TaskError when no site had a row."""
@@ -128,10 +140,30 @@ class Total:
 
 
 def open_total(query: Query, coder: FixedPoint, words: Words, sites: int) -> Total:
-    """Decodes the opened words of `query` (summed over `sites` survivors)."""
+    """Decodes the opened words of `query` (summed over `sites` survivors).
+
+    Raises: BoundError: the sites together say they have so many rows that weighted sums may have wrapped.
+    """
     sums = coder.decode(words)
     rows, clipped = float(sums.pop(ROWS)), float(sums.pop(CLIPPED))
+    if rows > SHARES * query.max_rows and sites > SHARES:
+        raise BoundError(
+            f"{sites} sites say they have {rows:,.0f} rows; {query.max_rows:,} were counted at the start.",
+            mend="Submit the job again, so that they are counted anew; if that does not help, a site lies.",
+        )
     return Total(sums, rows=rows, clipped=clipped, max_rows=query.max_rows, sites=sites)
+
+
+def open_buckets(query: Query, coder: FixedPoint, words: Words, sites: Sequence[int]) -> Total:
+    """The total of a cohort whose sum was opened in buckets, or in one.
+
+    Args: words: [buckets, coder.size]. sites: how many survivors each bucket has.
+    """
+    parts = tuple(open_total(query, coder, part, count) for part, count in zip(words, sites, strict=True))
+    if len(parts) == 1:
+        return parts[0]
+    whole = words.sum(axis=0, dtype=words.dtype)  # the coder has room for all sites, so this wraps as each part does
+    return replace(open_total(query, coder, whole, sum(sites)), buckets=parts)
 
 
 def flatten(tensors: Mapping[str, Array], names: list[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
