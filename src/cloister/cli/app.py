@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cloister.cli import attack, check, coordinator, demo, runs, simulate, site, sweep
+from cloister.cli import attack, check, coordinator, demo, runs, simulate, site, sweep, verify
 from cloister.vector import crash
 from cloister.vector.errors import AddressInUse, CloisterError, StorageFull, UsageError
 
@@ -40,6 +40,7 @@ app.command("submit")(runs.submit)
 app.command("status")(runs.status)
 app.command("watch")(runs.watch)
 app.command("fetch")(runs.fetch)
+app.command("verify")(verify.verify)
 
 
 @app.command("version")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.cli.analyst import Analyst, follow
+from cloister.cli.evidence import fetch_evidence
 from cloister.cli.loopback import Event, Loopback
 from cloister.cli.progress import Progress
 from cloister.cli.results import fetch_result
@@ -69,6 +70,7 @@ class Demonstration:
             finally:
                 for task in (*guards, watching):
                     task.cancel()
+            await fetch_evidence(client, analyst, run, self.federation.folder / "results", quiet=True)
             return await fetch_result(client, run)
 
     async def _follow(self, client: Any, run: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cloister.cli.output import table
+from cloister.cli.output import size, table
 from cloister.job import Job
 from cloister.privacy import PrivacyStatement
 from cloister.seal.threshold import colluders_tolerated, threshold
@@ -58,6 +58,8 @@ def summary(facts: Mapping[str, Any]) -> list[Any]:
     lines.append(facts["privacy"]["sentence"])
     if "results" in facts:
         lines.append(f"results in [bold]{facts['results']}[/bold]")
+    if facts.get("evidence_bytes"):
+        lines.append(f"evidence: {size(facts['evidence_bytes'])} beside them; cloister verify {facts['results']}")
     return lines
 
 

@@ -43,7 +43,7 @@ def submit(
             if not wait:
                 return run, None
             await _watch(client, run, as_json)
-            return run, await _fetch(client, run, out)
+            return run, await _fetch(client, analyst, run, out, quiet=as_json)
 
     run, saved = _do(act())
     result = {"run": run, "job": job.digest.hex(), **(saved or {})}
@@ -64,7 +64,7 @@ def status(
 
     async def act() -> dict[str, Any]:
         async with Analyst.open(folder).connect(say) as client:
-            return await client.status(await _full(client, run) if run else "")
+            return await client.status(await full_id(client, run) if run else "")
 
     found = _do(act())
     finish(found, as_json, _status_lines(found), "" if run else "cloister watch RUN")
@@ -76,7 +76,7 @@ def watch(run: Run, folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) ->
 
     async def act() -> str:
         async with Analyst.open(folder).connect(say) as client:
-            full = await _full(client, run)
+            full = await full_id(client, run)
             await _watch(client, full, as_json)
             return full
 
@@ -85,14 +85,23 @@ def watch(run: Run, folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) ->
         finish({}, False, [], f"cloister fetch {full[:12]}")
 
 
-def fetch(run: Run, out: Out = DEFAULT_OUT, folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
-    """Fetch a finished run: model, history, report, receipts."""
+def fetch(
+    run: Run,
+    out: Out = DEFAULT_OUT,
+    evidence: Annotated[
+        bool, typer.Option(help="Also save what `cloister verify` needs: opened sums, signed messages, log.")
+    ] = True,
+    folder: Folder = DEFAULT_FOLDER,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a finished run: model, history, report, receipts, and the evidence that `cloister verify` replays."""
     from cloister.cli.analyst import Analyst
     from cloister.cli.results import summary
 
     async def act() -> dict[str, Any]:
-        async with Analyst.open(folder).connect(say) as client:
-            return await _fetch(client, await _full(client, run), out)
+        analyst = Analyst.open(folder)
+        async with analyst.connect(say) as client:
+            return await _fetch(client, analyst, await full_id(client, run), out, evidence, quiet=as_json)
 
     saved = _do(act())
     finish(saved, as_json, summary(saved), f"open {saved['results']}/report.html")
@@ -102,9 +111,12 @@ def _do(action: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(action)
 
 
-async def _full(client: Any, run: str) -> str:
-    """The run whose id begins with `run`. Raises: UsageError: none, or several."""
-    found = [str(entry["run"]) for entry in (await client.status())["runs"] if str(entry["run"]).startswith(run)]
+async def full_id(client: Any, run: str, *, newest: bool = False) -> str:
+    """The run whose id begins with `run`, or the newest one that is over. Raises: UsageError: none, or several."""
+    runs = (await client.status())["runs"]
+    found = [str(entry["run"]) for entry in runs if str(entry["run"]).startswith(run)]
+    if newest:
+        found = [str(entry["run"]) for entry in runs if entry["status"] != "running"][-1:]
     if len(found) != 1:
         what = "no run" if not found else f"{len(found)} runs"
         raise UsageError(f"{what} begins with {run!r}.", mend="`cloister status` lists them.")
@@ -118,12 +130,17 @@ async def _watch(client: Any, run: str, as_json: bool) -> None:
         stream(event, as_json)
 
 
-async def _fetch(client: Any, run: str, out: Path) -> dict[str, Any]:
+async def _fetch(
+    client: Any, analyst: Any, run: str, out: Path, evidence: bool = True, *, quiet: bool
+) -> dict[str, Any]:
+    from cloister.cli.evidence import clear, fetch_evidence
     from cloister.cli.results import fetch_result
 
     result = await fetch_result(client, run)
+    clear(out)
     await asyncio.to_thread(result.save, out)
-    return {"results": str(out), **result.as_json()}
+    size = await fetch_evidence(client, analyst, run, out, quiet=quiet) if evidence else 0
+    return {"results": str(out), "evidence_bytes": size, **result.as_json()}
 
 
 def _status_lines(found: dict[str, Any]) -> list[Any]:

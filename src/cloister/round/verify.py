@@ -62,8 +62,11 @@ class _Replay:
         self._cosigners: frozenset[str] = frozenset()
 
     def verdict(self) -> Verdict:
+        self._follow_rosters()
+        if not self._rosters:
+            rest = Claim("all else", "not proven", "nothing can be judged without the members' keys")
+            return Verdict((*self._claims, rest, *BEYOND), tuple(self._findings))
         steps = (
-            self._follow_rosters,
             self._check_receipts,
             self._check_sites,
             self._check_consistency,

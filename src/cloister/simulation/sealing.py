@@ -6,21 +6,24 @@ Both open to the same words, bit for bit: masks cancel mod 2**bits exactly.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from cloister.job import Job
+from cloister.round.evidence import SIMULATION, Buffer, RoundEvidence, file_of, round_files, trust_file
 from cloister.seal.buckets import check_buckets, partition
 from cloister.seal.client import SealClient
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
+from cloister.seal.log import Log, origin_of
 from cloister.seal.masks import reduce
 from cloister.seal.merkle import root_of
 from cloister.seal.messages import masked_header
 from cloister.seal.plan import MAX_COMPLETE, Plan
-from cloister.seal.roster import Member, Roster
+from cloister.seal.receipt import Receipt
+from cloister.seal.roster import Member, Roster, sign_roster
 from cloister.seal.server import SealServer
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.vector import FixedPoint, Query, State, digest
@@ -101,33 +104,50 @@ class _IdealSum:
 class Masks:
     """The federation's own machines: identities, a roster, signed messages, a receipt for each round.
 
+    Args: keep: takes the files of the evidence (`round.evidence`) as they come into being.
     Attributes: receipts: signed, in order.
     Raises: UsageError: more sites than one sealed sum carries.
     """
 
     apart = True
 
-    def __init__(self, job: Job, sites: Collection[str]) -> None:
+    def __init__(
+        self, job: Job, sites: Collection[str], keep: Callable[[str, Buffer], None] = lambda path, data: None
+    ) -> None:
         if len(sites) > MAX_COMPLETE:
             raise UsageError(
                 f'seal="masks" carries at most {MAX_COMPLETE} sites, not {len(sites)}.',
                 mend='Use seal="ideal": it gives the same model, bit for bit.',
             )
         self.receipts: list[bytes] = []
-        self._job, self._run, self._round = job, os.urandom(16), 0
+        self._job, self._run, self._round, self._keep = job, os.urandom(16), 0, keep
+        root = Identity.generate(os.urandom)
         self.coordinator = Identity.generate(os.urandom)
         self.identities = {site: Identity.generate(os.urandom) for site in sorted(sites)}
         self.journals = {site: MemoryJournal() for site in self.identities}
         self.roster = Roster(
-            federation="simulation",
+            federation=SIMULATION,
             version=1,
             previous=ZERO32,
-            roots=(Identity.generate(os.urandom).public,),
+            roots=(root.public,),
             quorum=1,
             coordinators=(Member(COORDINATOR, self.coordinator.public),),
             sites=tuple(Member(site, identity.public) for site, identity in self.identities.items()),
         )
         self.last_round, self.last_receipt = -1, ZERO32
+        self._log = Log(origin_of(SIMULATION))
+        keep("trust.json", trust_file(self.roster.roots, self.roster.quorum))
+        keep(file_of("rosters", 1), sign_roster(self.roster, [root]))
+
+    def settled(self, round: int, verified: Receipt, evidence: RoundEvidence) -> None:
+        """Receipts a round. Args: verified: the receipt as a site opened it."""
+        self.last_round, self.last_receipt = round, verified.digest
+        for path, data in round_files(len(self.receipts), evidence).items():
+            self._keep(path, data)
+        self.receipts.append(evidence.receipt)
+        self._log.append(evidence.receipt)
+        self._keep("log/leaves", b"".join(self._log.leaves))
+        self._keep("log/newest.checkpoint", self._log.sign(self.coordinator))
 
     def round(self, query: Query, sites: Sequence[str], coder: FixedPoint) -> Sum:
         if query.buckets > 1:
@@ -164,6 +184,7 @@ class _MaskedSum:
         )
         self._clients = {site: self._client(site) for site in plan.sites}
         self._payloads: dict[str, memoryview] = {}
+        self._sent: list[bytes] = []  # the first message that closed each phase
         self._up = dict.fromkeys(plan.sites, 0)
         self._down = dict.fromkeys(plan.sites, 0)
         opening = self._server.open()
@@ -193,7 +214,9 @@ class _MaskedSum:
 
     def _exchange(self) -> None:
         """Ends a phase at the server, hands each message over, and each answer back."""
-        for site, message in sorted(self._server.close().items()):
+        outgoing = sorted(self._server.close().items())
+        self._sent.append(outgoing[0][1])
+        for site, message in outgoing:
             self._down[site] += len(message)
             answer = self._clients[site].receive(message)
             if answer is not None:
@@ -212,18 +235,19 @@ class _MaskedSum:
         self._exchange()  # consistency -> unmask
         self._server.close()
         words = self._server.total(lambda site, start, length: bytes(self._payloads[site][start : start + length]))
-        self._sum_root = root_of(np.ascontiguousarray(words).view(np.uint8).data)
+        self._total = words.astype(words.dtype.newbyteorder("<")).tobytes()
         return words[np.newaxis]
 
     def settle(self, state: State) -> None:
-        own, receipt = self._federation, self._server.receipt(self._sum_root, digest(state.to_bytes()))
+        receipt = self._server.receipt(root_of(self._total), digest(state.to_bytes()))
         for site in self._payloads:
             self._down[site] += len(receipt)
             self._clients[site].receive(receipt)
         verified = self._clients[next(iter(self._payloads))].receipt
         assert verified is not None, "a client that took the receipt holds it"
-        own.last_round, own.last_receipt = self._plan.round, verified.digest
-        own.receipts.append(receipt)
+        keys, consistency = self._sent[0], self._sent[3]  # the messages 2 and 8
+        evidence = RoundEvidence(receipt, self._total, consistency=consistency, keys=keys)
+        self._federation.settled(self._plan.round, verified, evidence)
 
     def traffic(self) -> dict[str, dict[str, int]]:
         return {"bytes_up": self._up, "bytes_down": self._down}

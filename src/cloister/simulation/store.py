@@ -5,6 +5,7 @@
     state.bundle   the newest checkpoint: replaced whole, and durable before it counts
     events.jsonl   the events up to it, one a line
     sites/         what sites keep between rounds, where the algorithm has them do so
+    trust.json, rosters/, receipts/, totals/, ...   the evidence of a run with masks, for `cloister verify`
 
 Everything random comes from the seed and the step, so whatever came after the checkpoint comes again.
 """
@@ -84,6 +85,12 @@ class RunFolder:
 
     def save(self, state: State) -> None:
         self._open = state
+
+    def keep(self, path: str, data: bytes | memoryview) -> None:
+        """Writes a file of the evidence (`round.evidence`); of an interrupted run it is not looked at again."""
+        place = self.folder / path
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(data)
 
     def settled(self) -> None:
         """The events of the step that was saved are told: a checkpoint may be made of it."""

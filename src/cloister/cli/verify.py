@@ -1,0 +1,304 @@
+"""`cloister verify`: replays a run from its evidence, and says what is proven, what is not, and what failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.markup import escape
+
+from cloister.cli.output import AsJson, finish, progress, say, table
+from cloister.vector.errors import CloisterError, MalformedMessage, UsageError
+
+if TYPE_CHECKING:
+    from cloister.cli.analyst import Analyst
+    from cloister.round import Evidence, Verdict
+
+
+FULL = 44  # challenges that find an altered tenth of a sum with 99%
+SHOWN = 20  # findings, one by one
+KEY = re.compile("[0-9a-fA-F]{64}")
+RUN = re.compile("[0-9a-f]{1,32}")
+MADE = {"model.safetensors": "final state", "job.json": "job"}  # what is made of what
+COLOURS = {"proven": "green", "not proven": "yellow", "FAILED": "bold red"}
+
+
+def verify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|URL|RUN",
+            help="A results folder; or a run, as `https://HOST:PORT/RUN` or its id, to be fetched first.",
+        ),
+    ],
+    root: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|HEX",
+            help="The federation's public root key: 64 hex digits, or a file with them; analyst.json and a site's"
+            " pinned.json serve too.",
+        ),
+    ] = None,
+    audit: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Challenge the coordinator to show N pieces of each sum whose masked vectors it keeps.",
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="With a URL or a run: where results and evidence are kept.")
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option("--folder", "-f", help="The analyst's folder, to reach the coordinator with.")
+    ] = Path("analyst"),
+    as_json: AsJson = False,
+) -> None:
+    """Replay a run from its evidence: signatures, receipts, log, every step of the model; exit 1 if a check fails."""
+    from cloister.cli.analyst import Analyst
+
+    pinned = read_root(root) if root else None
+    here = Path(target)
+    if not here.exists() and ("://" in target or RUN.fullmatch(target)):
+        analyst = _dialled(Analyst.open(folder), target)
+        with _kept(out) as here:
+            asked = asyncio.run(
+                _fetch(analyst, target.rpartition("/")[2], here, audit, as_json, whole=out is not None)
+            )
+            verdict, facts = _judged(here, pinned or analyst.root, asked, as_json)
+    elif out is not None:
+        raise UsageError("--out goes with a URL or a run.", mend=f"{target} is kept where it is.")
+    elif audit:
+        analyst = Analyst.open(folder)
+        asked = asyncio.run(_audit(analyst, here, audit, as_json))
+        verdict, facts = _judged(here, pinned or analyst.root, asked, as_json)
+    else:
+        verdict, facts = _judged(here, pinned, _Asked(), as_json)
+    _report(verdict, {"target": str(out or target), **facts}, audited=audit > 0, as_json=as_json)
+
+
+def _report(verdict: Verdict, facts: dict[str, Any], *, audited: bool, as_json: bool) -> None:
+    """Raises: Exit: 1 where a check failed."""
+    from cloister.round.evidence import SIMULATION
+
+    simulated, step = facts["federation"] == SIMULATION, ""
+    if verdict.ok and not audited and not simulated:
+        step = f"cloister verify {facts['target']} --audit {FULL}"
+    rows = [
+        (claim.of, f"[{COLOURS[claim.outcome]}]{claim.outcome}[/]", escape(claim.why)) for claim in verdict.claims
+    ]
+    of = "a simulation" if simulated else f"federation {facts['federation'] or 'unknown'}"
+    title = f"{facts['target']}: {of}, run {facts['run'][:12] or 'unknown'}, {facts['receipts']} receipts"
+    lines: list[Any] = [table(title, ("claim", "outcome", "why"), rows, left=(0, 1, 2))]
+    lines += [f"[red]found:[/red] {escape(finding.sentence)}" for finding in verdict.findings[:SHOWN]]
+    if len(verdict.findings) > SHOWN:
+        lines.append(f"... and {len(verdict.findings) - SHOWN} more; --json lists all")
+    lines.append(f"[bold {'green' if verdict.ok else 'red'}]verdict:[/] {verdict.sentence}")
+    finish({**facts, **verdict.as_json()}, as_json, lines, step)
+    if not verdict.ok:
+        raise typer.Exit(1)
+
+
+# what is asked of a coordinator
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a coordinator said just now. Attributes: nonces: of audits, in hex. note, leaves: of its log."""
+
+    nonces: Sequence[str] = ()
+    note: bytes = b""
+    leaves: bytes = b""
+
+
+def _dialled(analyst: Analyst, target: str) -> Analyst:
+    """Raises: UsageError: the analyst's folder is for another coordinator."""
+    where = urlsplit(target)
+    if where.scheme and f"{where.scheme}://{where.netloc}" != analyst.url.rstrip("/"):
+        raise UsageError(
+            f"{analyst.folder} is for the coordinator at {analyst.url}.",
+            mend="Give that address and the run, https://HOST:PORT/RUN, or another --folder.",
+        )
+    return analyst
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[Path]:
+    """Where what is fetched lies: for good, or until it is verified."""
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="cloister-verify-") as folder:
+        yield Path(folder)
+
+
+async def _fetch(analyst: Analyst, run: str, folder: Path, audit: int, quiet: bool, *, whole: bool) -> _Asked:
+    """Args: run: its first characters; "" for the newest one that is over. whole: also model, history and report."""
+    from cloister.cli.evidence import ask_audits, fetch_evidence, read_evidence
+    from cloister.cli.results import fetch_result
+    from cloister.cli.runs import full_id
+
+    async with analyst.connect(say) as client:
+        id = await full_id(client, run, newest=not run)
+        if whole:
+            (await fetch_result(client, id)).save(folder)
+        await fetch_evidence(client, analyst, id, folder, quiet=quiet)
+        if not audit:
+            return _Asked()
+        return _Asked(await ask_audits(client, read_evidence(folder), folder, audit, quiet=quiet))
+
+
+async def _audit(analyst: Analyst, folder: Path, count: int, quiet: bool) -> _Asked:
+    """Audits what a folder holds, and compares its log with the one that the coordinator shows now."""
+    from cloister.cli.evidence import ask_audits, read_evidence
+
+    evidence = read_evidence(folder)
+    async with analyst.connect(say) as client:
+        nonces = await ask_audits(client, evidence, folder, count, quiet=quiet)
+        return _Asked(nonces, *await client.log())
+
+
+# what is judged
+
+
+def _judged(folder: Path, root: bytes | None, asked: _Asked, quiet: bool) -> tuple[Verdict, dict[str, Any]]:
+    """The verdict on a folder, and what it is about."""
+    from cloister.cli.evidence import read_evidence
+    from cloister.round import verify as replay
+
+    facts: dict[str, Any] = {"federation": "", "run": "", "receipts": 0}
+    try:
+        evidence = read_evidence(folder)
+    except MalformedMessage as fault:
+        return _unreadable(fault), facts
+    facts |= _about(evidence)
+    if root is not None:
+        _not_private(root, evidence)
+        evidence = evidence.trusting(root)
+    if asked.note:
+        evidence = _with_log(evidence, asked)
+    with _watched(quiet) as told:
+        verdict = replay(evidence, nonces=asked.nonces, told=told)
+    return _with_model(verdict, folder, evidence), facts
+
+
+def _unreadable(fault: CloisterError) -> Verdict:
+    """The verdict where a file is missing or cannot be read at all; the message begins with its name."""
+    from cloister.round import Claim, Finding, Verdict
+
+    finding = Finding(fault.name, "folder", fault.message, fault.mend, file=fault.message.split()[0].rstrip(":"))
+    return Verdict((Claim("evidence", "FAILED", finding.sentence),), (finding,))
+
+
+def _about(evidence: Evidence) -> dict[str, Any]:
+    """What the evidence says of itself, unverified."""
+    from cloister.seal.labels import fields
+    from cloister.seal.receipt import Receipt
+
+    said = {"federation": "", "run": "", "receipts": len(evidence.rounds)}
+    with contextlib.suppress(CloisterError, IndexError):
+        plan = Receipt.from_bytes(fields(evidence.rounds[0].receipt)[0]).plan
+        said |= {"federation": plan.federation, "run": plan.run.hex()}
+    return said
+
+
+def _with_log(evidence: Evidence, asked: _Asked) -> Evidence:
+    """Every head at hand must be one of the longer log; where it does not begin with the shorter, the head is not."""
+    notes = {**evidence.checkpoints, "now": asked.note}
+    longer = asked.leaves.startswith(evidence.leaves or b"")
+    return replace(evidence, leaves=asked.leaves if longer else evidence.leaves, checkpoints=notes)
+
+
+def _with_model(verdict: Verdict, folder: Path, evidence: Evidence) -> Verdict:
+    """With a claim about model.safetensors and job.json, which are made anew from the state and the job.
+
+    Bytes are compared: what is written is a function of state and job.
+    """
+    from cloister.round import Claim, Finding
+
+    of, missing = "model file", [name for name in MADE if not (folder / name).is_file()]
+    if missing:
+        return verdict.also(Claim(of, "not proven", f"there is no {missing[0]}"))
+    try:
+        expected = _made(evidence)
+    except (CloisterError, KeyError):  # a run that ended before it had a model; or `verify` found the reason
+        return verdict.also(Claim(of, "not proven", "the job and the state give no model to compare with"))
+    wrong = [name for name in MADE if (folder / name).read_bytes() != expected[name]]
+    found = [Finding("BadModel", "folder", f"it is not what the {MADE[name]} says", file=name) for name in wrong]
+    if found:
+        return verdict.also(Claim(of, "FAILED", found[0].sentence), found)
+    why = "model.safetensors and job.json are those of the final state and the job; history.csv and report.html are"
+    return verdict.also(Claim(of, "proven", f"{why} for reading only"))
+
+
+def _made(evidence: Evidence) -> dict[str, bytes]:
+    from cloister.cli.results import sealed_statement
+    from cloister.job import Job
+    from cloister.learn.result import Result
+    from cloister.vector import State
+
+    job = Job.from_bytes(evidence.job)
+    result = Result(job, State.from_bytes(evidence.state), sealed_statement(3))
+    return {"model.safetensors": result.model_bytes, "job.json": result.job_text}
+
+
+# who is trusted
+
+
+def read_root(text: str) -> bytes:
+    """The public root key from 64 hex digits, or from a file: with these, an analyst.json or a site's pinned.json.
+
+    Raises: UsageError.
+    """
+    if KEY.fullmatch(text):
+        return bytes.fromhex(text)
+    try:
+        content = Path(text).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"--root {text} is no key and no file with one.", mend="It is 64 hex digits.") from None
+    if content.startswith("{"):
+        with contextlib.suppress(ValueError):
+            pinned = json.loads(content)
+            content = str(pinned.get("root") or pinned.get("root_key"))
+    if not KEY.fullmatch(content):
+        raise UsageError(f"{text} holds no root key.", mend="It is one line of 64 hex digits, or an analyst.json.")
+    return bytes.fromhex(content)
+
+
+def _not_private(root: bytes, evidence: Evidence) -> None:
+    """Raises: UsageError: the private root key was given. It only says so, and never trusts the public one instead:
+    from a *public* key that somebody keeps in a file, anybody could derive a "private" one in the same way."""
+    from cloister.seal.identity import Identity
+    from cloister.seal.labels import fields
+    from cloister.seal.roster import Roster
+
+    try:
+        public, roots = Identity.from_bytes(root).public, Roster.from_bytes(fields(evidence.rosters[0])[0]).roots
+    except (CloisterError, IndexError):
+        return  # `verify` will say so
+    if public in roots:
+        raise UsageError(
+            "that is the private root key: whoever has it can invent sites.",
+            mend=f"Keep it offline. Its public key: --root {public.hex()}",
+        )
+
+
+@contextmanager
+def _watched(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Says what is looked at now, where people watch."""
+    if quiet or not progress.is_terminal:
+        yield lambda what: None
+        return
+    with progress.status("verifying") as status:
+        yield lambda what: status.update(f"verifying: {what}")
