@@ -214,10 +214,13 @@ def _about(evidence: Evidence) -> dict[str, Any]:
 
 
 def _with_log(evidence: Evidence, asked: _Asked) -> Evidence:
-    """Every head at hand must be one of the longer log; where it does not begin with the shorter, the head is not."""
-    notes = {**evidence.checkpoints, "now": asked.note}
-    longer = asked.leaves.startswith(evidence.leaves or b"")
-    return replace(evidence, leaves=asked.leaves if longer else evidence.leaves, checkpoints=notes)
+    """The evidence judged by the log that the coordinator shows now: every head at hand must be one of it.
+
+    A log that is not shorter and yet begins otherwise is judged by the folder's: then it is the new head that is none.
+    """
+    notes, held = {**evidence.checkpoints, "now": asked.note}, evidence.leaves or b""
+    grown = asked.leaves.startswith(held) or len(asked.leaves) < len(held)
+    return replace(evidence, leaves=asked.leaves if grown else held, checkpoints=notes)
 
 
 def _with_model(verdict: Verdict, folder: Path, evidence: Evidence) -> Verdict:

@@ -96,7 +96,12 @@ class Journal:
             self._db.execute("PRAGMA journal_mode = WAL")
             path.chmod(0o600)
         with self._transaction("made"):
-            for step in STEPS[self._db.execute("PRAGMA user_version").fetchone()[0] :]:
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if found > VERSION:
+                raise EnvironmentFailure(
+                    f"the journal {path} was written by a newer cloister.", mend="Run that version, or a newer one."
+                )
+            for step in STEPS[found:]:
                 for statement in step.strip().split(";\n"):
                     self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {VERSION}")
