@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloister.vector import Block, FixedPoint, Layout
+from cloister.vector import Block, FixedPoint, Layout, Query, open_total
 from cloister.vector.errors import BoundError, LayoutError
-from cloister.vector.layout import BITS, Words
+from cloister.vector.layout import BITS, SHARES, Words
 
 
 def sum_of(coder: FixedPoint, contributions: list[Words]) -> Words:
@@ -122,3 +122,30 @@ def test_junk_is_no_layout(data):
         Layout.from_json(data)
     with pytest.raises(LayoutError):
         Layout.from_json([data])
+
+
+@pytest.mark.parametrize("bits", [16, 20, 24, 32, 64])
+@pytest.mark.parametrize("sites", [17, 1000, 30_000])
+def test_weights_of_many_sites_cost_no_precision_and_nothing_wraps_up_to_sixteen_of_them(bits, sites):
+    layout = Layout((Block("x", (2,), 1.0, weighted=True),))
+    coder = FixedPoint(layout, sites, bits)
+    assert coder.step("x") == FixedPoint(layout, SHARES, bits).step("x")
+    rng = np.random.default_rng(sites)
+    weights = rng.dirichlet(np.full(sites, 0.5)) * (SHARES - 1)  # far above what rows can add up to
+    weights = np.minimum(weights, 1.0)
+    words = [coder.encode({"x": np.array([1.0, -1.0])}, weight)[0] for weight in weights]
+    total = coder.decode(sum_of(coder, words))["x"]
+    assert np.abs(total - weights.sum() * np.array([1.0, -1.0])).max() <= sites * coder.step("x") / 2
+
+
+def test_rows_that_nobody_counted_are_refused():
+    query = Query("train", Layout((Block("x", (1,), 1.0, weighted=True),)), max_rows=100)
+    coder = FixedPoint(query.sealed_layout, 40)
+
+    def opened(rows: float) -> float:
+        words = coder.encode({"x": np.zeros(1), "rows": rows, "clipped": 0.0}, min(rows, 100) / 100)[0]
+        return open_total(query, coder, sum_of(coder, [words] * 40), 40).rows
+
+    assert opened(40) == 1600
+    with pytest.raises(BoundError, match="1,640 rows"):
+        opened(41)

@@ -24,6 +24,8 @@ from cloister.vector.errors import BoundError, LayoutError
 
 BITS = (16, 20, 24, 32, 64)
 WIDE_DIGITS = 50  # binary digits that a `wide` coordinate carries: under float64's 53, so the sums stay exact
+NOISE_TAILS = 13  # deviations that noise never exceeds
+SHARES = 16  # weights of a sum together, at most; more than 1 where a large site was not there to be counted
 CHUNK = 1 << 15  # coordinates encoded at a time: the float64 scratch of one chunk stays in cache
 # x + ROUND has round_half_even(x) in its lowest mantissa bits, for |x| < 2**51: one addition instead of rint and cast
 ROUND = 1.5 * 2.0**52
@@ -39,6 +41,57 @@ def word_dtype(bits: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What every site adds to a block before it is summed: discrete Gaussian noise on a grid (room `privacy`).
+
+    Attributes:
+      step: of the grid, in the block's units. The block travels as whole steps.
+      radius: how much one protected unit can change what is summed, as an L2 norm in steps, rounding included.
+      deviation: of the noise in steps. Over the radius it is the noise multiplier.
+      shared: the honest sites that must survive together reach this deviation; else each site by itself.
+      colluders: sites whose noise does not count; None: as many as the seal withstands.
+      rotation: hex seed of the random signs, if the block is rotated before it is rounded.
+    """
+
+    step: float
+    radius: float
+    deviation: float
+    shared: bool = False
+    colluders: int | None = None
+    rotation: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) and value > 0 for value in (self.step, self.radius, self.deviation)):
+            raise LayoutError("noise needs a positive step, radius and deviation")
+        if self.colluders is not None and (type(self.colluders) is not int or self.colluders < 0):
+            raise LayoutError(f"noise without that of {self.colluders!r} sites")
+
+    @property
+    def multiplier(self) -> float:
+        return self.deviation / self.radius
+
+    def as_json(self) -> dict[str, Any]:
+        numbers = {name: float(getattr(self, name)).hex() for name in ("step", "radius", "deviation")}
+        return {**numbers, "shared": self.shared, "colluders": self.colluders, "rotation": self.rotation}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Noise:
+        numbers = {name: float.fromhex(data[name]) for name in ("step", "radius", "deviation")}
+        if type(data["shared"]) is not bool or not isinstance(data["rotation"], str):
+            raise ValueError
+        return cls(**numbers, shared=data["shared"], colluders=data["colluders"], rotation=data["rotation"])
+
+
+def padded(size: int) -> tuple[int, int]:
+    """How a rotated vector is cut: into pieces of one power of two. Returns: pieces, and coordinates of each.
+
+    Pieces of about an eighth pad the vector by an eighth at most; from 2**16 on a piece would leave the cache.
+    """
+    piece = 1 << min(max((max(size, 1) // 8).bit_length() - 1, 4), 16)
+    return -(-size // piece), piece
+
+
+@dataclass(frozen=True)
 class Block:
     """One named part of an answer.
 
@@ -49,6 +102,7 @@ class Block:
       clip: largest L2 norm of the whole block, or None; `privacy.clip` applies it before encoding.
       weighted: multiplied by rows / max_rows before it is summed (a mean over rows); else summed as it is.
       wide: carried in as many words as WIDE_DIGITS binary digits need (statistics), else in one (deltas).
+      noise: what each site adds to it for differential privacy, or None.
     """
 
     name: str
@@ -57,6 +111,7 @@ class Block:
     clip: float | None = None
     weighted: bool = False
     wide: bool = False
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.bound) and self.bound > 0):
@@ -70,6 +125,11 @@ class Block:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def coordinates(self) -> int:
+        """How many travel: `size`, or what it is padded to where the block is rotated."""
+        return math.prod(padded(self.size)) if self.noise and self.noise.rotation else self.size
+
     def as_json(self) -> dict[str, Any]:
         """Without floats (they are written as C99 hex strings), so that it can be part of signed bytes."""
         return {
@@ -79,13 +139,14 @@ class Block:
             "clip": None if self.clip is None else float(self.clip).hex(),
             "weighted": self.weighted,
             "wide": self.wide,
+            **({"noise": self.noise.as_json()} if self.noise else {}),
         }
 
     @classmethod
     def from_json(cls, data: Any) -> Block:
         """Raises: LayoutError: `data` is not what `as_json` writes."""
         try:
-            if set(data) != {"name", "shape", "bound", "clip", "weighted", "wide"}:
+            if set(data) - {"noise"} != {"name", "shape", "bound", "clip", "weighted", "wide"}:
                 raise ValueError("unknown or missing keys")
             if not isinstance(data["name"], str) or not all(type(side) is int for side in data["shape"]):
                 raise ValueError("name or shape of another type")
@@ -98,6 +159,7 @@ class Block:
                 clip=None if data["clip"] is None else float.fromhex(data["clip"]),
                 weighted=data["weighted"],
                 wide=data["wide"],
+                noise=Noise.from_json(data["noise"]) if "noise" in data else None,
             )
         except (KeyError, TypeError, ValueError, OverflowError) as fault:
             raise LayoutError(f"a block of the layout does not parse: {fault}") from None
@@ -141,14 +203,16 @@ class _Slot:
 
     @property
     def stop(self) -> int:
-        return self.start + self.limbs * self.block.size
+        return self.start + self.limbs * self.block.coordinates
 
 
 class FixedPoint:
     """Encodes one site's answer and decodes the sum over at most `sites` of them.
 
     A coordinate x becomes round_half_even(2**f * x), with f as large as (n + 1) * 2**f * bound <= 2**(bits - 1)
-    allows, so no sum over n sites can wrap. A `wide` coordinate is cut into limbs that are summed apart.
+    allows, so no sum over n sites can wrap. A `wide` coordinate is cut into limbs that are summed apart. Weights are
+    shares of all rows, so of many sites they add up to about 1, not to n: weighted coordinates have room for weights
+    of SHARES together, and `open_total` refuses a sum whose rows say that there were more.
 
     Attributes: size: words of the flat vector. dtype: uint32 or uint64.
     Raises: BoundError: the number of sites leaves no room for the bound.
@@ -171,9 +235,20 @@ class FixedPoint:
 
     def _slot(self, block: Block, start: int) -> _Slot:
         limbs, digits = 1, min(self._limb_bits, WIDE_DIGITS)
+        if block.weighted and not block.wide and SHARES < self.sites < 1 << (self.bits - 1):  # n / 2 of rounding fits
+            digits = min(self.bits - 1 - math.ceil(math.log2(SHARES + 1)), WIDE_DIGITS)
         if block.wide and self._limb_bits >= 1:
             limbs = math.ceil(WIDE_DIGITS / self._limb_bits)
             digits = WIDE_DIGITS
+        if block.noise is not None:
+            most = block.noise.radius if block.noise.shared else block.bound / block.noise.step
+            most += NOISE_TAILS * block.noise.deviation
+            if digits < 1 or most >= 2.0**digits:
+                raise BoundError(
+                    f"block {block.name!r}: {self.bits} bits cannot carry its noise over {self.sites} sites.",
+                    mend="Use cl.Job(..., bits=32) or 64.",
+                )
+            return _Slot(block, start, limbs, 0)
         mantissa, power = math.frexp(block.bound)
         exponent = digits - (power - 1 if mantissa == 0.5 else power)  # so that 2**exponent * bound <= 2**digits
         if digits < 4:
@@ -240,6 +315,13 @@ class FixedPoint:
             self._store(slot, at, integers, words)
         return clipped
 
+    def put_steps(self, words: Words, name: str, steps: npt.NDArray[np.int64]) -> None:
+        """Puts a block that carries noise into its place. Args: steps: int64[coordinates], noise included."""
+        slot = self._slot_of(name)
+        if slot.block.noise is None or steps.shape != (slot.block.coordinates,):
+            raise LayoutError(f"block {name!r} does not travel as {steps.shape} steps")
+        self._store(slot, 0, steps, words)
+
     def _put_number(self, words: Words, slot: _Slot, value: float, scale: float) -> int:
         """The same for a scalar, without arrays: an answer has a dozen of them."""
         bound = slot.block.bound
@@ -254,7 +336,7 @@ class FixedPoint:
         return int(abs(value) > bound)
 
     def _store(self, slot: _Slot, at: int, integers: npt.NDArray[np.int64], words: Words) -> None:
-        size, mask = slot.block.size, (1 << self._limb_bits) - 1
+        size, mask = slot.block.coordinates, (1 << self._limb_bits) - 1
         for limb in range(slot.limbs):
             last = limb == slot.limbs - 1
             digits = integers if last else integers & mask
@@ -274,11 +356,15 @@ class FixedPoint:
             raise LayoutError(f"a total of {words.shape} {words.dtype}, expected ({self.size},) {self.dtype}")
         values: dict[str, Floats] = {}
         for slot in self._slots:
-            size = slot.block.size
+            size = slot.block.coordinates
             total = np.zeros(size, np.float64)
             for limb in reversed(range(slot.limbs)):
                 start = slot.start + limb * size
                 total = np.ldexp(total, self._limb_bits) + self._signed(words[start : start + size])
+            if slot.block.noise is not None:  # a rotated block stays flat: whoever asked for it turns it back
+                shape = (-1,) if slot.block.noise.rotation else slot.block.shape
+                values[slot.block.name] = (total * slot.block.noise.step).reshape(shape)
+                continue
             values[slot.block.name] = np.ldexp(total, -slot.exponent).reshape(slot.block.shape)
         return values
 
