@@ -1,4 +1,4 @@
-"""A site follows the coordinator's log: each receipt's place is proven, and a log that does not only grow is refused."""
+"""A site follows the log: each receipt's place is proven, and a log that does not only grow is refused."""
 
 from __future__ import annotations
 

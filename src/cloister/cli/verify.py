@@ -73,9 +73,8 @@ def verify(
     if not here.exists() and ("://" in target or RUN.fullmatch(target)):
         analyst = _dialled(Analyst.open(folder), target)
         with _kept(out) as here:
-            asked = asyncio.run(
-                _fetch(analyst, target.rpartition("/")[2], here, audit, as_json, whole=out is not None)
-            )
+            run = urlsplit(target).path.strip("/")  # of an id alone it is the whole
+            asked = asyncio.run(_fetch(analyst, run, here, audit, as_json, whole=out is not None))
             verdict, facts = _judged(here, pinned or analyst.root, asked, as_json)
     elif out is not None:
         raise UsageError("--out goes with a URL or a run.", mend=f"{target} is kept where it is.")
@@ -216,7 +215,7 @@ def _about(evidence: Evidence) -> dict[str, Any]:
 def _with_log(evidence: Evidence, asked: _Asked) -> Evidence:
     """The evidence judged by the log that the coordinator shows now: every head at hand must be one of it.
 
-    A log that is not shorter and yet begins otherwise is judged by the folder's: then it is the new head that is none.
+    One that is not shorter and yet begins otherwise is judged by the folder's: then the new head is none of it.
     """
     notes, held = {**evidence.checkpoints, "now": asked.note}, evidence.leaves or b""
     grown = asked.leaves.startswith(held) or len(asked.leaves) < len(held)
