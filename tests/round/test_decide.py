@@ -32,10 +32,10 @@ SOURCE = dataclasses.replace(
 
 def test_the_default_policy_refuses_every_job():
     decision = decide_job(Policy(), DECLARATIVE, "lee")
-    assert (decision.allow, decision.rule) == (False, "dataset")
+    assert (decision.allow, decision.rule) == (False, "allow.datasets")
     with pytest.raises(PolicyRefused) as caught:
         decision.require("kent")
-    assert caught.value.rule == "dataset"
+    assert caught.value.rule == "allow.datasets"
     assert "site kent" in str(caught.value)
 
 
@@ -49,9 +49,9 @@ def test_a_declarative_job_runs_by_rule_on_a_bound_dataset():
 
 def test_code_runs_only_if_it_is_approved_by_digest_or_all_code_is_allowed():
     policy = Policy(datasets=("heart",))
-    assert decide_job(policy, SOURCE, "lee").rule == "allow.source"
+    assert decide_job(policy, SOURCE, "lee").rule == "allow.code"
     assert not decide_job(policy, SOURCE, "lee").allow
-    policy = dataclasses.replace(policy, source="approved")
+    policy = dataclasses.replace(policy, code="reviewed")
     refused = decide_job(policy, SOURCE, "lee")
     assert not refused.allow
     assert SOURCE.digest.hex()[:12] in refused.mend
@@ -59,14 +59,15 @@ def test_code_runs_only_if_it_is_approved_by_digest_or_all_code_is_allowed():
     assert decide_job(policy, SOURCE, "lee").allow
     edited = dataclasses.replace(SOURCE, source="def own_model(): return 1")
     assert not decide_job(policy, edited, "lee").allow, "approval is of one digest"
-    assert decide_job(dataclasses.replace(policy, source="any"), edited, "lee").allow
+    assert decide_job(policy, edited, "lee").waits, "the steward may yet approve it"
+    assert decide_job(dataclasses.replace(policy, code="signed-by", signed_by=("lee",)), edited, "lee").allow
 
 
 def test_a_plan_over_the_limits_is_refused():
     policy = Policy(max_upload_bytes=100, min_survivors=4)
     assert decide_plan(policy, upload_bytes=100, min_survivors=4).allow
     assert decide_plan(policy, upload_bytes=101, min_survivors=4).rule == "allow.max_upload_mb"
-    assert decide_plan(policy, upload_bytes=100, min_survivors=3).rule == "min_survivors"
+    assert decide_plan(policy, upload_bytes=100, min_survivors=3).rule == "allow.min_survivors"
 
 
 def test_a_cohort_is_deterministic_and_never_under_three():

@@ -12,6 +12,7 @@ import cloister as cl
 from cloister.cli import bundled
 from cloister.round import Program
 from cloister.site.sandbox import WorkerLimits
+from cloister.site.settings import DataSource
 from cloister.site.training import Task
 from cloister.vector import Query
 
@@ -60,7 +61,7 @@ def make_task(tmp_path: Path, breast_cancer: Path) -> Callable[..., Task]:
     def make(job: cl.Job | None = None, table: Path = breast_cancer, seconds: float = 60.0) -> Task:
         return Task(
             site="kent",
-            table=table,
+            data=DataSource(file=table),
             home=tmp_path / "home",
             limits=WorkerLimits(seconds=seconds),
             log=tmp_path / "worker.log",

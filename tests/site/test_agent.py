@@ -24,7 +24,8 @@ from cloister.seal.identity import Identity
 from cloister.simulation import shards
 from cloister.site import approve, join, run, status
 from cloister.site.journal import Journal
-from cloister.site.settings import SiteFolder, policy_toml, site_toml
+from cloister.site.policy import policy_toml
+from cloister.site.settings import SiteFolder, site_toml
 from cloister.vector.errors import CloisterError, InvitationError, StateLocked, Unreachable, UsageError
 
 from .conftest import OWN_MODEL
@@ -129,10 +130,10 @@ def test_code_runs_after_approval_only_and_its_errors_say_nothing(federation: Fe
     assert fault is not None
     # the run ends with the refusal that leaves too few sites, so not every site's need be among its events
     told = [event for event in events if event["event"] == "refused" and event["site"] != "oslo"]
-    assert {event["rule"] for event in told} == {"allow.source"}
+    assert {event["rule"] for event in told} == {"allow.code"}
     assert all(job.digest.hex()[:12] in event["mend"] for event in told)
     for site in SITES[:3]:
-        federation.net.wait(site, lambda event: event.get("rule") == "allow.source")
+        federation.net.wait(site, lambda event: event.get("rule") == "allow.code")
         assert approve(federation.net.site(site), job.digest.hex()[:12]) == job.digest.hex()
     events, fault = federation.run(job)
     assert fault is not None

@@ -76,7 +76,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[
 
 
 def test_every_wall_stands(outcomes: tuple[list[str], dict[str, str]]) -> None:
-    assert {"no-new-privileges", "memory", "file-size", "no-core-dump", "no-network", "files"} == set(outcomes[0])
+    assert {"no-new-privileges", "memory", "processor", "file-size", "no-core-dump", "no-network", "files"} == set(
+        outcomes[0]
+    )
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)

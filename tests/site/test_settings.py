@@ -14,9 +14,17 @@ from cloister.round import Decision, decide_job, decide_plan
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
 from cloister.seal.roster import Member, Roster, sign_roster
+from cloister.site.policy import PolicyFile, policy_toml
 from cloister.site.rosters import Rosters
-from cloister.site.settings import PolicyFile, SiteFolder, policy_toml, site_toml, write_private
-from cloister.vector.errors import CloisterError, EnvironmentFailure, NotInRoster, RosterRefused, UsageError
+from cloister.site.settings import DataSource, SiteFolder, site_toml, write_private
+from cloister.vector.errors import (
+    CloisterError,
+    EnvironmentFailure,
+    NotInRoster,
+    PolicyRefused,
+    RosterRefused,
+    UsageError,
+)
 
 NONE: frozenset[str] = frozenset()
 
@@ -36,9 +44,9 @@ def decide(folder: SiteFolder, job: cl.Job, approved: frozenset[str] = NONE) -> 
 def test_the_first_files_are_read_back(folder: SiteFolder) -> None:
     settings = folder.settings()
     assert (settings.id, settings.federation, settings.coordinator) == ("kent", "hearts", "https://a:1")
-    assert settings.data == {"heart": folder.root / "heart.csv"}
-    assert settings.limits.memory_mb == 16384
-    assert folder.policy().allow.source == "approved"
+    assert settings.data == {"heart": DataSource(file=folder.root / "heart.csv")}
+    assert folder.policy().limits.memory_mb == 16384
+    assert folder.policy().allow.code == "reviewed"
 
 
 @given(
@@ -51,7 +59,7 @@ def test_any_path_survives_toml(tmp_path_factory: pytest.TempPathFactory, name: 
     data = {"heart": f"/srv/{name}.csv"}
     settings = {"id": "kent", "federation": "hearts", "coordinator": "https://a:1", "data": data}
     (path / "site.toml").write_text(site_toml(settings), "utf-8")
-    assert SiteFolder(path).settings().data["heart"] == Path(data["heart"])
+    assert SiteFolder(path).settings().data["heart"].file == Path(data["heart"])
 
 
 def test_an_empty_policy_refuses_everything(folder: SiteFolder, declarative: cl.Job) -> None:
@@ -72,43 +80,92 @@ def test_an_empty_policy_refuses_everything(folder: SiteFolder, declarative: cl.
 
 
 @pytest.mark.parametrize(
-    ("source", "approved", "allowed"),
+    ("code", "signers", "approved", "allowed", "rule"),
     [
-        ("never", False, False),
-        ("never", True, False),
-        ("approved", False, False),
-        ("approved", True, True),
-        ("any", False, True),
+        ("never", "", False, False, "allow.code"),
+        ("never", "", True, False, "allow.code"),
+        ("reviewed", "", False, False, "allow.code"),
+        ("reviewed", "", True, True, "allow.code"),
+        ("reviewed", '"dr.lee"', False, False, "allow.code"),
+        ("signed-by", '"dr.lee"', False, True, "allow.signed_by"),
+        ("signed-by", '"dr.no"', False, False, "allow.code"),
+        ("signed-by", '"dr.no"', True, True, "allow.code"),
     ],
 )
-def test_shipped_code(folder: SiteFolder, tmp_path: Path, source: str, approved: bool, allowed: bool) -> None:
+def test_shipped_code(
+    folder: SiteFolder, tmp_path: Path, code: str, signers: str, approved: bool, allowed: bool, rule: str
+) -> None:
     (tmp_path / "job.py").write_text(
         "import cloister as cl\ndef loss(model, batch): ...\n"
         "job = cl.Job(data=cl.Table('heart', target='ill'), task=cl.Torch(cl.nets.Linear(), loss=loss,"
         " optimizer=cl.SGD(lr=1)), algorithm=cl.FedAvg(rounds=1))\n"
     )
     job = cl.load_job(tmp_path / "job.py")
-    text = policy_toml(["heart"]).replace('"approved"', f'"{source}"')
+    text = (
+        policy_toml(["heart"])
+        .replace('"reviewed"  ', f'"{code}"')
+        .replace("signed_by = []", f"signed_by = [{signers}]")
+    )
     (folder.root / "policy.toml").write_text(text)
     decision = decide(folder, job, frozenset({job.digest.hex()}) if approved else NONE)
-    assert (decision.allow, decision.rule) == (allowed, "allow.source")
+    assert (decision.allow, decision.rule) == (allowed, rule)
+    assert text.splitlines()[decision.line - 1].startswith(rule.removeprefix("allow."))
+    denied = folder.policy().as_policy(frozenset({job.digest.hex()}), frozenset({job.digest.hex()}))
+    assert decide_job(denied, job, "dr.lee").rule == "review"
 
 
 def test_the_rules_on_rounds(folder: SiteFolder) -> None:
     policy = folder.policy().as_policy(NONE)
     assert decide_plan(policy, upload_bytes=200 << 20, min_survivors=3).allow
     assert decide_plan(policy, upload_bytes=(200 << 20) + 1, min_survivors=3).rule == "allow.max_upload_mb"
+    assert decide_plan(policy, upload_bytes=1, min_survivors=3, sites=2).rule == "allow.min_cohort"
+    assert decide_plan(policy, upload_bytes=1, min_survivors=3, seal="none").rule == "allow.seals"
+
+
+def test_rounds_are_answered_in_the_hours_of_the_policy(folder: SiteFolder) -> None:
+    for hours, open_at, shut_at in (
+        ("20:00-06:00", (1200, 1439, 0, 359), (360, 1199)),
+        ("09:30-24:00", (570,), (569,)),
+    ):
+        (folder.root / "policy.toml").write_text(policy_toml([]).replace("00:00-24:00", hours))
+        policy = folder.policy().as_policy(NONE)
+        assert all(decide_plan(policy, upload_bytes=1, min_survivors=3, minute=at).allow for at in open_at)
+        shut = [decide_plan(policy, upload_bytes=1, min_survivors=3, minute=at) for at in shut_at]
+        assert {decision.rule for decision in shut} == {"allow.hours"}
+        assert hours[:5] in shut[0].reason
+
+
+def test_a_refusal_names_the_line(folder: SiteFolder, declarative: cl.Job) -> None:
+    (folder.root / "policy.toml").write_text(
+        "[privacy]\nrequire = 'rows'\n[allow]\ndatasets = ['breast-cancer']\nanalysts = ['*']\n"
+    )
+    assert decide(folder, declarative).line == 2
+    (folder.root / "policy.toml").write_text(
+        "[allow]\ndatasets = ['breast-cancer']\nanalysts = ['*']\n# no\ndeclarative = false\n"
+    )
+    with pytest.raises(PolicyRefused, match=r"allow.declarative; policy.toml, line 5"):
+        decide(folder, declarative).require("kent")
+    (folder.root / "policy.toml").write_text("[allow]\ndatasets = ['breast-cancer']\nanalysts = ['*']\n")
+    with pytest.raises(PolicyRefused, match=r"policy.toml does not allow it"):
+        decide(folder, declarative).require("kent")
 
 
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
-        ("policy.toml", "[allow]\nsorce = 'any'", "allow.sorce"),
-        ("policy.toml", "[allow]\nsource = 'sometimes'", "allow.source"),
+        ("policy.toml", "[allow]\ncoed = 'any'", "policy.toml, line 2: allow.coed"),
+        ("policy.toml", "[allow]\n\ncode = 'sometimes'", "line 3: allow.code"),
+        ("policy.toml", "[allow]\nhours = '8-10'", "line 2: allow.hours: hours are written"),
+        ("policy.toml", "[budget.heart]\nepsilon = 1", "line 1: budget.heart.delta"),
+        ("policy.toml", "[worker]\nmemory_mb = 1", "worker.memory_mb"),
         ("policy.toml", "[allow]\nmin_survivors = 2", "allow.min_survivors"),
         ("policy.toml", "[allow\n", "no TOML"),
         ("site.toml", "id = 3", "id"),
-        ("site.toml", "id = 'a'\nfederation = 'b'\ncoordinator = 'c'\n[worker]\nmemory_mb = 1", "worker.memory_mb"),
+        (
+            "site.toml",
+            "id = 'a'\nfederation = 'b'\ncoordinator = 'c'\n[data]\nh = {url = 'x'}",
+            "data.h: a dataset is",
+        ),
         ("identity.key", "short", "no key"),
         ("pinned.json", "{}", "does not parse"),
     ],

@@ -243,10 +243,11 @@ def test_the_worker_dies_with_its_agent(tmp_path: Path, declarative: cl.Job, bre
 import asyncio
 from pathlib import Path
 from cloister.site.sandbox import WorkerLimits
+from cloister.site.settings import DataSource
 from cloister.site.training import Task, Worker
 async def main():
     here = Path({str(tmp_path)!r})
-    task = Task("kent", Path({str(breast_cancer)!r}), here / "home", WorkerLimits(), here / "log",
+    task = Task("kent", DataSource(file={str(breast_cancer)!r}), here / "home", WorkerLimits(), here / "log",
                 (here / "job").read_bytes())
     worker = await Worker.start(task)
     print(worker._process.pid, flush=True)

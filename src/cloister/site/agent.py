@@ -125,9 +125,9 @@ class _Agent:
         for name in sorted(set(desk.folder.policy().allow.datasets) & set(desk.settings.data)):
             task = Task(
                 site=desk.site,
-                table=desk.settings.data[name],
+                data=desk.settings.data[name],
                 home=desk.folder.state("schema"),
-                limits=desk.settings.limits,
+                limits=desk.folder.policy().limits,
                 log=desk.folder.worker_log,
             )
             try:

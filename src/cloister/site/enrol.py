@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cloister.seal.identity import Identity, fingerprint_words
-from cloister.site.settings import SiteFolder, policy_toml, site_toml, write_private
+from cloister.site.policy import policy_toml
+from cloister.site.settings import SiteFolder, site_toml, write_private
 from cloister.vector.errors import EnvironmentFailure, InvitationError, UsageError
 from cloister.wire import Invitation, enroll, fetch_certificate
 

@@ -23,6 +23,8 @@ from cloister.seal.plan import Plan
 from cloister.seal.receipt import open_receipt
 from cloister.seal.roster import Roster
 from cloister.site.desk import Desk, TurnedAway
+from cloister.site.memory import RunMemory
+from cloister.site.settings import DataSource
 from cloister.site.steward import approval
 from cloister.site.training import Task, Worker
 from cloister.vector import Answer, CloisterError, Query, digest
@@ -46,14 +48,14 @@ WITHOUT_ROUND = ("job", "done")
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that may run here. key: the coordinator's. table: the file behind the job's dataset."""
+    """A job that may run here. key: the coordinator's. data: what lies behind the job's dataset."""
 
     notice: JobNotice
     job: Job
     bundle: bytes
     roster: Roster
     key: bytes
-    table: Path
+    data: DataSource
 
     @property
     def ships_code(self) -> bool:
@@ -84,6 +86,7 @@ class SiteRun:
         self._unfit: CloisterError | None = None  # why this site takes no part in the whole run
         self._round: Round | None = None
         self._worker: asyncio.Task[Worker] | None = None
+        self._memory = RunMemory(desk.folder.root / "memory" / run, desk.site)
         self._training: tuple[bytes, asyncio.Task[Answer]] | None = None  # by query: a voided round's serves again
         self._steps: dict[str, Callable[[Envelope], Awaitable[None]]] = {
             "job": self._announced,
@@ -160,10 +163,11 @@ class SiteRun:
         key = roster.key_of(self._desk.coordinator, "coordinator")
         bundle = await self._desk.fetch(bytes.fromhex(notice.job))
         job = Job.from_bytes(bundle)
-        table = self._desk.settings.data.get(job.data.name)
-        if table is None:
-            raise DataError(f"there is no dataset {job.data.name!r} here.", mend="Bind it under [data] in site.toml.")
-        return Accepted(notice, job, bundle, roster, key, table)
+        data = self._desk.settings.data.get(job.data.name)
+        if data is None:
+            mend = f"`cloister site data add {job.data.name} FILE` binds it."
+            raise DataError(f"there is no dataset {job.data.name!r} here.", mend=mend)
+        return Accepted(notice, job, bundle, roster, key, data)
 
     async def _prepare(self) -> None:
         """Starts the worker, so that a table that does not fit is told before a round needs it."""
@@ -187,12 +191,21 @@ class SiteRun:
             raise ContextMismatch("the plan is of another run, round or job than its envelope and its announcement.")
         if plan.bits != accepted.job.bits:
             raise ContextMismatch(f"the plan has words of {plan.bits} bits, the job's have {accepted.job.bits}.")
-        upload_bytes = packed_bytes(plan.words, plan.bits)
-        decide_plan(policy, upload_bytes=upload_bytes, min_survivors=plan.min_survivors).require(self._desk.site)
+        now = time.localtime()
+        decide_plan(
+            policy,
+            upload_bytes=packed_bytes(plan.words, plan.bits),
+            min_survivors=plan.min_survivors,
+            sites=len(plan.sites),
+            seal=plan.graph,
+            minute=60 * now.tm_hour + now.tm_min,
+        ).require(self._desk.site)
         data = await self._desk.fetch(plan.query)
         query = Query.from_bytes(data)
         if query.sealed_layout != plan.layout or query.max_rows != plan.max_rows:
             raise ContextMismatch("the query asks for another vector than the plan announces.")
+        if type(query.config.get("step")) is not int:
+            raise ContextMismatch("the query does not say which step of the program it is.")
         asked = {"run": self.run, "round": plan.round, "task": query.task, "sites": len(plan.sites)}
         self._desk.note("asked", **asked, words=plan.words, plan=plan.digest.hex(), query=plan.query.hex())
         keys = seal.keys(digest(data))
@@ -241,6 +254,7 @@ class SiteRun:
             self._end_round()  # the training goes on: the same query may be asked again
 
     async def _done(self, envelope: Envelope) -> None:
+        self._memory.forget()
         self._desk.note("done", run=self.run)
         self._desk.tell("done", run=self.run)
 
@@ -263,6 +277,8 @@ class SiteRun:
     async def _answer(self, query: Query, data: bytes) -> Answer:
         began = time.monotonic()
         worker = await self._ready_worker()
+        if self._accepted is not None and self._accepted.job.algorithm.stateful:
+            self._memory.asked(query.config["step"], digest(data))
         answer = await worker.answer(query, data)
         self._desk.tell("trained", run=self.run, task=query.task, seconds=time.monotonic() - began)
         return answer
@@ -307,12 +323,13 @@ class SiteRun:
             accepted, desk = self._accepted, self._desk
             described = Task(
                 site=desk.site,
-                table=accepted.table,
+                data=accepted.data,
                 home=self._home,
-                limits=desk.settings.limits,
+                limits=desk.folder.policy().limits,
                 log=desk.folder.worker_log,
                 job=accepted.bundle,
                 ships_code=accepted.ships_code,
+                memory=self._memory.folder if accepted.job.algorithm.stateful else None,
             )
             task = self._worker = asyncio.create_task(Worker.start(described))
         return await asyncio.shield(task)
@@ -327,7 +344,7 @@ class SiteRun:
         """Read anew each time: a steward's change holds from the next decision on."""
         job = self._accepted.notice.job if self._accepted is not None else ""
         approved = frozenset({job}) if self._journal.held(approval(job)) else frozenset[str]()
-        return self._desk.folder.policy().as_policy(approved)
+        return self._desk.folder.policy().as_policy(approved, units=self._desk.settings.units)
 
     def _new_seal(self, accepted: Accepted, policy: Policy) -> SealClient:
         return SealClient(
@@ -352,6 +369,7 @@ class SiteRun:
         if receipt.digest == last:
             return
         receipt.check_follows(run, last_round, last)
+        self._memory.receipted(receipt)
         self._journal.add_receipt(run, receipt.plan.round, receipt.digest, data)
         self._desk.note("receipt", run=self.run, round=receipt.plan.round, receipt=receipt.digest.hex())
 

@@ -35,12 +35,14 @@ class WorkerLimits:
 
     Attributes:
       seconds: wall time for one query (and for reading the table); the agent kills a worker that takes longer.
+      cpu_seconds: processor time in its whole life.
       memory_mb: address space in MiB.
       file_mb: size of one file that it writes, in MiB.
       threads: of numerical libraries.
     """
 
     seconds: float = 3600.0
+    cpu_seconds: int = 86400
     memory_mb: int = 16384
     file_mb: int = 256
     threads: int = 1
@@ -53,12 +55,13 @@ class WorkerLimits:
 class Room:
     """What is left to a training process.
 
-    Attributes: table: its data, to read. home: its folder, to read and write.
+    Attributes: table: its data, to read. home: its folder, to read and write. memory: another one, for what it keeps.
     """
 
     limits: WorkerLimits
     table: Path
     home: Path
+    memory: Path | None = None
 
 
 def _no_new_privileges(_: Room) -> bool:
@@ -67,6 +70,10 @@ def _no_new_privileges(_: Room) -> bool:
 
 def _memory(room: Room) -> bool:
     return _limit(resource.RLIMIT_AS, room.limits.memory_mb * MIB)
+
+
+def _processor(room: Room) -> bool:
+    return _limit(resource.RLIMIT_CPU, room.limits.cpu_seconds)
 
 
 def _file_size(room: Room) -> bool:
@@ -87,12 +94,15 @@ def _files(room: Room) -> bool:
     """Landlock: libraries and the one table to read, the own folder to write; no key, no other table, no program."""
     libraries = {sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(os.path.isabs, sys.path)}
     readable = [Path(path) for path in (*SYSTEM, *libraries)]
-    return landlock.restrict([*readable, room.table], [room.home, Path(os.devnull)])
+    return landlock.restrict(
+        [*readable, room.table], [room.home, Path(os.devnull), *([room.memory] if room.memory else [])]
+    )
 
 
 WALLS: dict[str, Callable[[Room], bool]] = {
     "no-new-privileges": _no_new_privileges,
     "memory": _memory,
+    "processor": _processor,
     "file-size": _file_size,
     "no-core-dump": _no_core_dump,
     "no-network": _no_network,

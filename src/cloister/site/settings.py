@@ -1,13 +1,14 @@
 """A site's folder: who it is (site.toml), what it allows (policy.toml), and what it keeps beside them.
 
-    site.toml      id, federation, coordinator, the files behind each dataset name, limits of the training process
-    policy.toml    the steward's rules; a rule that is not written down refuses
+    site.toml      id, federation, coordinator, what lies behind each dataset name
+    policy.toml    the steward's rules (`policy.py`), and the limits of the training process
     identity.key   this site's Ed25519 key, readable by its owner only; it never leaves the folder
     pinned.json    the coordinator's TLS certificate and the federation's root key, as the invitation named them
     rosters/       every roster version accepted, as signed by the root (`rosters.py`)
     journal.db     what this site promised, said and refused (`journal.py`)
     lock           held by the running agent
     state/         one private folder per run for its training process
+    memory/        what algorithms have this site keep between a run's rounds (`memory.py`)
     worker.log     what the last failing training process printed; may hold data values, stays here
 
 Made by `enrol.py`; a steward edits the two TOML files, the rest is the agent's.
@@ -17,79 +18,59 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
-from cloister.round import Policy
 from cloister.seal.identity import Identity
-from cloister.site.sandbox import MIB, WorkerLimits
+from cloister.site.policy import PolicyFile, Strict, parse_toml
 from cloister.vector.errors import EnvironmentFailure, StorageFull, UsageError
 
 ENOSPC = 28
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class DataSource(Strict):
+    """Where a dataset lies: a file, or a query that a database answers. unit: the column that says whose a row is."""
+
+    file: Path | None = None
+    url: str | None = None
+    query: str | None = None
+    unit: str = ""
+
+    @property
+    def where(self) -> str:
+        """The file, or the database without its password."""
+        address = re.sub(r"//([^:/@]*):[^@]*@", r"//\1:***@", self.url or "")
+        return str(self.file) if self.file is not None else f"{address}: {self.query}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_path(cls, given: Any) -> Any:
+        return {"file": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataSource:
+        if (self.file is None) == (self.url is None) or (self.url is None) != (self.query is None):
+            raise ValueError("a dataset is a file, or a url with a query")
+        return self
 
 
-class WorkerSettings(_Strict):
-    """[worker]: what the training process may use."""
-
-    seconds: float = Field(default=3600.0, gt=0)
-    memory_mb: int = Field(default=16384, ge=512)
-    file_mb: int = Field(default=256, ge=1)
-    threads: int = Field(default=1, ge=1)
-
-
-class SiteSettings(_Strict):
+class SiteSettings(Strict):
     """site.toml. Attributes: patience_seconds: how long an absent coordinator is asked again before giving up."""
 
     id: str
     federation: str
     coordinator: str
     patience_seconds: float = Field(default=600.0, gt=0)
-    data: dict[str, Path] = {}
-    worker: WorkerSettings = WorkerSettings()
+    data: dict[str, DataSource] = {}
 
     @property
-    def limits(self) -> WorkerLimits:
-        return WorkerLimits(**self.worker.model_dump())
-
-
-class Allow(_Strict):
-    """[allow]: which jobs may run. Whatever is left out refuses."""
-
-    datasets: list[str] = []
-    declarative: bool = False
-    source: Literal["never", "approved", "any"] = "never"
-    analysts: list[str] = []
-    min_survivors: int = Field(default=3, ge=3)
-    assume_colluders: int = Field(default=0, ge=0)
-    max_upload_mb: int = Field(default=200, ge=1)
-
-
-class PolicyFile(_Strict):
-    """policy.toml."""
-
-    allow: Allow = Allow()
-
-    def as_policy(self, approved: frozenset[str]) -> Policy:
-        """The rules as `round.decide_job` and `decide_plan` read them. Args: approved: hex digests of jobs."""
-        rules = self.allow
-        return Policy(
-            datasets=tuple(rules.datasets),
-            declarative=rules.declarative,
-            source=rules.source,
-            approved=approved,
-            analysts=tuple(rules.analysts),
-            min_survivors=rules.min_survivors,
-            assume_colluders=rules.assume_colluders,
-            max_upload_bytes=rules.max_upload_mb * MIB,
-        )
+    def units(self) -> dict[str, str]:
+        """By dataset, the column that says whose a row is."""
+        return {name: source.unit for name, source in self.data.items() if source.unit}
 
 
 @dataclass(frozen=True)
@@ -128,12 +109,23 @@ class SiteFolder:
 
     def settings(self) -> SiteSettings:
         """Relative data files are relative to the folder."""
-        settings = _read_toml(self.root / "site.toml", SiteSettings)
-        data = {name: self.root / path for name, path in settings.data.items()}
+        settings = parse_toml(self._text("site.toml"), str(self.root / "site.toml"), SiteSettings)
+        data = {
+            name: source if source.file is None else source.model_copy(update={"file": self.root / source.file})
+            for name, source in settings.data.items()
+        }
         return settings.model_copy(update={"data": data})
 
     def policy(self) -> PolicyFile:
-        return _read_toml(self.root / "policy.toml", PolicyFile)
+        return PolicyFile.parse(self._text("policy.toml"), str(self.root / "policy.toml"))
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.root / name).read_text("utf-8")
+        except OSError:
+            raise UsageError(f"there is no {self.root / name}.", mend=_JOIN) from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{self.root / name} is no UTF-8 text.", mend="Save it as UTF-8.") from None
 
     def identity(self) -> Identity:
         try:
@@ -150,20 +142,6 @@ class SiteFolder:
 
 
 _JOIN = "Join with an invitation first: `cloister site join INVITATION --folder FOLDER`."
-Model = TypeVar("Model", bound=_Strict)
-
-
-def _read_toml(path: Path, model: type[Model]) -> Model:
-    try:
-        return model.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except OSError:
-        raise UsageError(f"there is no {path}.", mend=_JOIN) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise UsageError(f"{path} is no TOML: {fault}.", mend="Correct that line.") from None
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path}: {setting}: {first['msg']}.", mend="Correct that setting.") from None
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -199,28 +177,8 @@ federation = {_toml(settings["federation"])}
 coordinator = {_toml(settings["coordinator"])}
 patience_seconds = 600        # an absent coordinator is asked again this long, then the agent gives up
 
-[worker]                      # the training process; it has no say in what leaves
-seconds = 3600                # wall time for one question
-memory_mb = 16384
-threads = 1
-
-[data]                        # dataset name = CSV or Parquet file; policy.toml says which of them jobs may use
+[data]                        # name = file; `cloister site data add` writes it. policy.toml says what jobs may use
 {data}
-"""
-
-
-def policy_toml(datasets: list[str]) -> str:
-    """The first policy.toml: declarative jobs on the datasets given at joining; code only after approval."""
-    return f"""\
-# What this site allows. A rule that is missing refuses; deleting this file's lines never allows more.
-[allow]
-datasets = {json.dumps(sorted(datasets), ensure_ascii=False)}
-declarative = true            # jobs that ship no code
-source = "approved"           # jobs that ship code: never | approved (by `cloister site approve DIGEST`) | any
-analysts = ["*"]              # whose jobs; "*" is every analyst of the signed roster
-min_survivors = 3             # a sum of fewer sites is never opened with this site's help
-assume_colluders = 0          # sites assumed to collude with the coordinator; at least two others must remain
-max_upload_mb = 200           # one masked answer
 """
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from cloister.site import framing, sandbox
 from cloister.site.framing import Kind, Limits
+from cloister.site.reader import export_of, table_of
 from cloister.site.sandbox import WorkerLimits
-from cloister.site.settings import write_private
+from cloister.site.settings import DataSource, write_private
 from cloister.vector import Answer, CloisterError, Query
 from cloister.vector.errors import (
-    DataError,
     EnvironmentFailure,
     LocalError,
     MalformedMessage,
@@ -46,19 +46,21 @@ class Task:
     """What one worker is for.
 
     Attributes:
-      site: the site's id. table: its data file. home: the worker's private folder, made if absent.
+      site: the site's id. data: where its table lies. home: the worker's private folder, made if absent.
       log: where the end of what the worker printed is kept when it fails; may hold data values.
       job: the bundle; empty to read the table's schema only.
       ships_code: then nothing the worker says once that code may have run is passed on in words.
+      memory: the folder of what the site keeps between rounds, for algorithms that have it do so.
     """
 
     site: str
-    table: Path
+    data: DataSource
     home: Path
     limits: WorkerLimits
     log: Path
     job: bytes = b""
     ships_code: bool = False
+    memory: Path | None = None
 
 
 async def read_schema(task: Task) -> dict[str, str]:
@@ -92,19 +94,16 @@ class Worker:
         self._drain = asyncio.create_task(self._keep_log(process.stderr))
         self._turn = asyncio.Lock()
         self._believed = True  # no code of the job has run yet
+        self._ended = False
         self.walls: tuple[str, ...] = ()
         self.warnings: tuple[str, ...] = ()
 
     @classmethod
     async def spawn(cls, task: Task) -> Worker:
         """Starts the process and hands it its set-up; `start` also waits until it is ready."""
-        if not task.table.is_file():
-            raise DataError(
-                "there is no file where site.toml says this dataset lies.",
-                mend="Correct the path under [data] in site.toml, or put the file there.",
-                site=task.site,
-            )
-        task.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in filter(None, (task.home, task.memory)):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        table = await table_of(task.data, task.home, task.log, task.site)
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
             stdin=asyncio.subprocess.PIPE,
@@ -118,7 +117,9 @@ class Worker:
         setup = {
             "agent": os.getpid(),
             "site": task.site,
-            "table": str(task.table.resolve()),
+            "table": str(table.resolve()),
+            "unit": task.data.unit,
+            "memory": None if task.memory is None else str(task.memory),
             "limits": task.limits.as_json(),
             "has_job": bool(task.job),
         }
@@ -153,7 +154,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None
+        return self._process.returncode is None and not self._ended
 
     async def answer(self, query: Query, data: bytes) -> Answer:
         """Args: data: the bytes of `query`. Returns: its answer, still unchecked but for its length and form.
@@ -179,7 +180,7 @@ class Worker:
             self._save_log()
             raise WorkerDied(
                 f"the training process took longer than {self._task.limits.seconds:g} seconds and was stopped.",
-                mend="Ask for less work in a round, or raise worker.seconds in site.toml.",
+                mend="Ask for less work in a round, or raise worker.seconds in policy.toml.",
                 site=self._site,
             ) from None
         except (EOFError, ConnectionError):
@@ -198,6 +199,8 @@ class Worker:
 
     async def close(self) -> None:
         """Ends the process and whatever it started in its session. Safe to call twice."""
+        self._ended = True
+        export_of(self._task.home).unlink(missing_ok=True)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._stdin.close()
@@ -239,7 +242,7 @@ class Worker:
             how = f"was ended by {signal.Signals(-code).name}"
         return WorkerDied(
             f"the training process {how} without an answer.",
-            mend="The site's worker.log may say why; memory and time are limited under [worker] in site.toml.",
+            mend="The site's worker.log may say why; memory and time are limited under [worker] in policy.toml.",
             site=self._site,
         )
 

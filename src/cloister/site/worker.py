@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from cloister.site import framing, sandbox
 from cloister.site.framing import Kind
 from cloister.vector import CloisterError, Query, canonical
-from cloister.vector.errors import TaskError
+from cloister.vector.errors import DataError, TaskError
 
 
 def main() -> int:
@@ -31,13 +31,14 @@ def main() -> int:
     try:
         setup = json.loads(framing.read(incoming, {Kind.SETUP: framing.MAX_TEXT_BYTES})[1])
         limits = sandbox.WorkerLimits(**setup["limits"])
-        walls = sandbox.enter(sandbox.Room(limits, Path(setup["table"]), Path.cwd()))
+        memory = None if setup["memory"] is None else Path(setup["memory"])
+        walls = sandbox.enter(sandbox.Room(limits, Path(setup["table"]), Path.cwd(), memory))
         sandbox.die_with(setup["agent"])  # last: the kernel forgets it when a process changes its credentials
         if setup["has_job"]:
             bundle = framing.read(incoming, {Kind.JOB: framing.MAX_BODY_BYTES})[1]
             _serve(incoming, outgoing, setup, bundle, walls)
         else:
-            _tell_schema(outgoing, Path(setup["table"]))
+            _tell_schema(outgoing, setup)
     except EOFError:
         return 0  # the agent has no more questions
     return 0
@@ -53,11 +54,11 @@ def _private_pipe() -> tuple[BinaryIO, BinaryIO]:
     return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")
 
 
-def _tell_schema(outgoing: BinaryIO, table: Path) -> None:
+def _tell_schema(outgoing: BinaryIO, setup: dict[str, Any]) -> None:
     from cloister import learn
 
     try:
-        schema = learn.schema(learn.read_data(table))
+        schema = learn.schema(_data(setup))
     except BaseException as fault:
         _tell_fault(outgoing, fault)
     else:
@@ -69,7 +70,14 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO, setup: dict[str, Any], bundle
     from cloister.job import Job
 
     try:
-        trainer = learn.Trainer(Job.from_bytes(bundle), learn.read_data(Path(setup["table"])), setup["site"])
+        job = Job.from_bytes(bundle)
+        memory = None if setup["memory"] is None else learn.InFolder(Path(setup["memory"]))
+        trainer = learn.Trainer(
+            job,
+            _data(setup, getattr(getattr(job, "privacy", None), "unit", None)),
+            setup["site"],
+            learn.Workshop(job, memory),
+        )
     except BaseException as fault:
         return _tell_fault(outgoing, fault)
     framing.write(outgoing, Kind.READY, canonical({"walls": walls, "warnings": trainer.warnings}))
@@ -81,6 +89,19 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO, setup: dict[str, Any], bundle
             _tell_fault(outgoing, fault)
         else:
             framing.write(outgoing, Kind.ANSWER, answer)
+
+
+def _data(setup: dict[str, Any], counts_by: str | None = None) -> Any:
+    """The site's data. The column that says whose a row is stays only for a job that counts by it: no feature."""
+    from cloister import learn
+
+    data: Any = learn.read_data(Path(setup["table"]))
+    unit = setup["unit"]
+    if not unit:
+        return data
+    if unit not in getattr(data, "columns", ()):
+        raise DataError(f"the table has no unit column {unit!r}.", mend="Correct unit under [data] in site.toml.")
+    return data if counts_by == unit else data.drop(columns=unit)
 
 
 def _tell_fault(outgoing: BinaryIO, fault: BaseException) -> None:
