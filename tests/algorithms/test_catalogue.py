@@ -120,7 +120,7 @@ def test_a_local_half_that_diverges_is_told_and_leaves_no_memory():
 
 
 def test_the_algorithm_of_the_documentation_works(monkeypatch):
-    code = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)[0]
+    code = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)[-1]
     module = ModuleType("signvote")
     monkeypatch.setitem(sys.modules, "signvote", module)  # dataclasses look it up
     exec(code, module.__dict__)

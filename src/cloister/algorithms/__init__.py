@@ -12,11 +12,13 @@ from cloister.algorithms.local import Curvature, Site, Terms, Trained
 from cloister.algorithms.newton import Newton
 from cloister.algorithms.partial import FedBN, FedRep, PartialSharing
 from cloister.algorithms.preparation import Preparation
+from cloister.algorithms.robust import CentredClipping, GeometricMedian, Krum, Median, TrimmedMean
 from cloister.algorithms.scaffold import SCAFFOLD
 from cloister.algorithms.schedule import CosineDecay, InverseDecay, StepDecay
 
 __all__ = [
     "Algorithm",
+    "CentredClipping",
     "CosineDecay",
     "Curvature",
     "Ditto",
@@ -30,7 +32,10 @@ __all__ = [
     "FedProx",
     "FedRep",
     "FedYogi",
+    "GeometricMedian",
     "InverseDecay",
+    "Krum",
+    "Median",
     "Newton",
     "PartialSharing",
     "Preparation",
@@ -39,6 +44,7 @@ __all__ = [
     "StepDecay",
     "Terms",
     "Trained",
+    "TrimmedMean",
     "evaluation",
     "from_json",
 ]

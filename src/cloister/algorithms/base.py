@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from cloister.algorithms.local import Site
+from cloister.algorithms.robust import Aggregate, aggregate_from_json
 from cloister.algorithms.schedule import Schedule, schedule_from_json
 from cloister.vector import Query, State, Total
 from cloister.vector.bundle import Array
@@ -92,7 +93,10 @@ class Algorithm(ABC):
 
     def as_json(self) -> dict[str, Any]:
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        written = {key: entry.as_json() if isinstance(entry, Schedule) else entry for key, entry in values.items()}
+        written = {
+            key: entry.as_json() if isinstance(entry, Schedule | Aggregate) else entry
+            for key, entry in values.items()
+        }
         return {"name": self.name, **written}
 
 
@@ -117,13 +121,19 @@ def require_fraction(owner: str, **settings: float) -> None:
             raise JobError(f"{owner}: {name}={value} is not in [0, 1).")
 
 
+_READ: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "aggregate": aggregate_from_json,
+    "schedule": schedule_from_json,
+}
+
+
 def from_json(data: Any) -> Algorithm:
     """The algorithm that `as_json` wrote. Raises JobError: an unknown name or settings that do not fit."""
     if not isinstance(data, dict) or data.get("name") not in _REGISTRY:
         raise JobError("the job names no algorithm known here.", mend=f"Known are: {', '.join(sorted(_REGISTRY))}.")
     try:
         settings: dict[str, Any] = {
-            key: schedule_from_json(entry) if isinstance(entry, dict) else entry
+            key: _READ[key](entry) if key in _READ and isinstance(entry, dict) else entry
             for key, entry in data.items()
             if key != "name"
         }

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from cloister.algorithms.base import Algorithm, require_positive
 from cloister.algorithms.names import statistics
+from cloister.algorithms.robust import Aggregate
 from cloister.algorithms.schedule import Schedule
 from cloister.vector import Block, Layout, Query, State, Total
 from cloister.vector.bundle import Array
 from cloister.vector.errors import JobError
 from cloister.vector.layout import Floats
+
+AGGREGATE = "server/aggregate"  # a tensor of the state: the combined delta of the round before
 
 
 @dataclass(frozen=True)
@@ -30,32 +34,41 @@ class FedAvg(Algorithm):
       bound: largest change of one parameter in one round that the encoding carries; larger ones are clipped and
         counted in the history's `clipped`.
       clip: largest L2 norm of one site's delta, or None.
+      aggregate: in the mean's place, over random groups of sites; None: the mean over all.
     """
 
     server_lr: float = 1.0
     bound: float = 8.0
     clip: float | None = None
     schedule: Schedule | None = field(default=None, kw_only=True)
+    aggregate: Aggregate | None = field(default=None, kw_only=True)
+
+    combines: ClassVar[bool] = True  # whether all that it learns of a round is `combined`
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self.name, server_lr=self.server_lr, bound=self.bound, clip=self.clip)
         if not isinstance(self.schedule, Schedule | None):
             raise JobError(f"{self.name}: schedule is no schedule.", mend="Try cl.CosineDecay().")
+        if not isinstance(self.aggregate, Aggregate | None):
+            raise JobError(f"{self.name}: aggregate is no aggregate.", mend="Try cl.Median().")
+        if self.aggregate and not self.combines:
+            raise JobError(f"{self.name} learns more than a mean of deltas.", mend="Leave aggregate out, or FedAvg.")
 
     def start(self, model: Array) -> State:
-        return State({"round": 0}, {"model": np.asarray(model, np.float32)})
+        memory = {AGGREGATE: np.zeros(np.shape(model))} if self.aggregate and self.aggregate.remembers else {}
+        return State({"round": 0}, {"model": np.asarray(model, np.float32), **memory})
 
     def ask(self, state: State) -> Query | None:
         if state.facts["round"] >= self.rounds:
             return None
         config = {"round": state.facts["round"] + 1}
-        return Query(
-            "train", Layout(self.blocks(state)), 1, tensors=self.broadcast(state), config=config, fraction=self.cohort
-        )
+        layout, broadcast = Layout(self.blocks(state)), self.broadcast(state)
+        buckets = self.aggregate.buckets if self.aggregate else 1
+        return Query("train", layout, 1, broadcast, config, self.cohort, buckets)
 
     def learn(self, state: State, total: Total) -> State:
-        return self.moved(state, total.mean("delta"))
+        return self.moved(state, self.combined(state, total))
 
     def alone(self) -> Algorithm:
         return FedAvg(rounds=self.rounds, bound=self.bound)  # of one delta: plain training
@@ -71,6 +84,17 @@ class FedAvg(Algorithm):
         """What each site is told."""
         return {"model": state.tensors["model"]}
 
+    def combined(self, state: State, total: Total) -> Floats:
+        """The mean delta, or what stands in its place. float64[d]"""
+        if self.aggregate is None:
+            return total.mean("delta")
+        parts = [part for part in total.parts if part.rows > 0]
+        if not parts:
+            return total.mean("delta")  # nobody had a row: that is what it says
+        means = np.stack([part.mean("delta") for part in parts])
+        before = state.tensors.get(AGGREGATE)
+        return self.aggregate.combine(means, np.zeros(means.shape[1]) if before is None else before)
+
     def moved(
         self, state: State, mean: Floats, step: Floats | None = None, tensors: Mapping[str, Array] | None = None
     ) -> State:
@@ -85,4 +109,5 @@ class FedAvg(Algorithm):
         if measured.any():
             move = np.where(measured, mean, move)
         model = (state.tensors["model"].astype(np.float64) + move).astype(np.float32)
-        return state.with_({"round": round_}, {**(tensors or {}), "model": model})
+        memory = {AGGREGATE: mean} if AGGREGATE in state.tensors else {}
+        return state.with_({"round": round_}, {**(tensors or {}), **memory, "model": model})

@@ -27,6 +27,7 @@ class FedDyn(FedAvg):
     alpha: float = 0.01
 
     needs = frozenset({"gradients"})
+    combines = False
     stateful = True
 
     def __post_init__(self) -> None:

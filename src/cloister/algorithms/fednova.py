@@ -26,6 +26,7 @@ class FedNova(FedAvg):
     """Averages deltas per local step. Attributes: as FedAvg; `bound` and `clip` are of the delta per step."""
 
     needs = frozenset({"sgd"})
+    combines = False
 
     def blocks(self, state: State) -> tuple[Block, ...]:
         return (*super().blocks(state), Block("steps", (), bound=MOST_STEPS, weighted=True, wide=True))

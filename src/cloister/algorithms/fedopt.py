@@ -33,7 +33,7 @@ class FedAvgM(FedAvg):
         return super().start(model).with_(None, {"server/m": np.zeros(np.shape(model))})
 
     def learn(self, state: State, total: Total) -> State:
-        mean = total.mean("delta")
+        mean = self.combined(state, total)
         velocity = self.momentum * state.tensors["server/m"] + mean
         return self.moved(state, mean, velocity, {"server/m": velocity})
 
@@ -61,7 +61,7 @@ class _Adaptive(FedAvg):
         return super().start(model).with_(None, {"server/m": m, "server/v": v})
 
     def learn(self, state: State, total: Total) -> State:
-        mean = total.mean("delta")
+        mean = self.combined(state, total)
         m = self.beta1 * state.tensors["server/m"] + (1.0 - self.beta1) * mean
         v = self.second(state.tensors["server/v"], mean * mean)
         return self.moved(state, mean, m / (np.sqrt(v) + self.tau), {"server/m": m, "server/v": v})

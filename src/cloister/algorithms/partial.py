@@ -34,6 +34,7 @@ class PartialSharing(FedAvg):
     private: Sequence[str] = ()
 
     needs = frozenset({"steps"})
+    combines = False
     stateful = True
     whole = False
 

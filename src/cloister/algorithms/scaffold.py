@@ -28,6 +28,7 @@ class SCAFFOLD(FedAvg):
     control_bound: float = 64.0
 
     needs = frozenset({"gradients", "plain_sgd"})
+    combines = False
     stateful = True
 
     def __post_init__(self) -> None:
