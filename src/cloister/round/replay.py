@@ -16,6 +16,7 @@ from cloister.vector import State, digest, open_total
 from cloister.vector.errors import BadModel, BadSum, CloisterError
 
 Made = TypeVar("Made")
+SAME = "Before you accuse anybody, verify with the versions and on the kind of processor that ran it: roundings differ."
 
 
 def make_program(job: Job, final: State) -> Program:
@@ -59,5 +60,5 @@ def next_state(program: Program, state: State, each: ReceiptedRound, total: Buff
     words = np.frombuffer(total, plan.coder.dtype.newbyteorder("<")).astype(plan.coder.dtype)
     after = replayed(lambda: program.learn(state, open_total(query, plan.coder, words, len(receipt.u3))))
     if digest(after.to_bytes()) != receipt.state:
-        raise BadModel("the state that the receipt names is not the one that follows from the sum")
+        raise BadModel("the state that the receipt names is not the one that follows from the sum.", mend=SAME)
     return after
