@@ -81,7 +81,8 @@ def test_each_attack_is_its_paper_s_formula(data, attack, engine):
     expected = reference(data, craft, flip)
     np.testing.assert_allclose(result.state.tensors["model"], expected, atol=2e-5)
     assert np.abs(expected - reference(data, lambda honest: honest)).max() > 1e-3  # else it would attack nothing
-    assert result.conditions == {"attack": attack, "attackers": BAD}
+    assert result.conditions["attack"] == attack
+    assert result.conditions["attackers"] == BAD
 
 
 def test_an_attacker_is_bound_by_neither_clip_nor_bound_but_by_the_room_of_the_sum(data):

@@ -121,6 +121,44 @@ def test_natural_sites_are_the_values_of_a_column_that_no_model_sees():
         shards(frame, target="y", partition="by:y")
 
 
+def test_noise_grows_from_site_to_site_and_touches_numbers_only():
+    """Li 2022, section IV-B2: noise of deviation sigma * i / n at site i."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"age": rng.normal(60, 10, 4000), "flag": rng.integers(0, 2, 4000), "y": [0, 1] * 2000})
+    frame["kind"] = "a"
+    noisy = shards(frame, target="y", sites=4, partition="noise:3", seed=1)
+    plain = shards(frame, target="y", sites=4, partition="iid", seed=1)
+    added = [(noisy[site]["age"] - plain[site]["age"]).std() for site in plain]
+    assert added == pytest.approx([10 * 3 * place / 4 for place in (1, 2, 3, 4)], rel=0.1)
+    for site in plain:
+        pd.testing.assert_frame_equal(noisy[site].drop(columns="age"), plain[site].drop(columns="age"))
+    pd.testing.assert_frame_equal(
+        noisy["site-2"], shards(frame, target="y", sites=4, partition="noise:3", seed=1)["site-2"]
+    )
+    with pytest.raises(UsageError, match="needs a positive number"):
+        shards(frame, target="y", partition="noise:loud")
+
+
+def test_pixels_get_noise_too_when_a_site_is_asked():
+    x = np.random.default_rng(0).integers(0, 255, (400, 6), np.uint8)
+    sites = shards((x, np.arange(400) % 2), target=None, sites=4, partition="noise:0.5")
+    plain = shards((x, np.arange(400) % 2), target=None, sites=4, partition="iid")
+    added = sites["site-4"].x - plain["site-4"].x / np.float32(255)
+    assert sites["site-4"].x.dtype == np.float32
+    assert added.std() == pytest.approx(0.5 * x.std() / 255, rel=0.1)
+    np.testing.assert_array_equal(sites["site-4"].x, sites["site-4"].x)
+    with pytest.raises(UsageError, match="no columns to cut by"):
+        shards((x, np.arange(400) % 2), target=None, partition="sorted:age")
+
+
+def test_sorted_gives_each_site_its_own_range_of_a_feature():
+    frame = pd.DataFrame({"limit": [5.0, None, 1, 4, 2, 3, 9, 7, 8], "y": [0, 1, 0] * 3})
+    sites = shards(frame, target="y", sites=3, partition="sorted:limit")
+    assert [sorted(part["limit"].dropna()) for part in sites.values()] == [[1, 2, 3], [4, 5, 7], [8, 9]]
+    with pytest.raises(DataError, match="no column 'wing'"):
+        shards(frame, target="y", partition="sorted:wing")
+
+
 def test_arrays_are_cut_as_tables_are_and_copied_out_when_asked():
     x, y, test = np.arange(40.0).reshape(20, 2), np.arange(20) % 2, np.arange(20) >= 15
     sites = shards((x, y, test), target=None, sites=4, partition="iid")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -44,13 +45,20 @@ def simulate(
     sites: Annotated[int | None, typer.Option("--sites", help="Into how many sites one table is cut.")] = None,
     partition: Annotated[
         str,
-        typer.Option(help="How it is cut: skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, by:COLUMN."),
+        typer.Option(
+            help="How it is cut: skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, noise:DEVIATIONS, "
+            "sorted:COLUMN, by:COLUMN."
+        ),
     ] = "skewed",
     seal: Annotated[Seal, typer.Option(help="ideal: the same integers, not masked; masks: the real sealed sum.")] = (
         Seal.ideal
     ),
     seed: Annotated[int | None, typer.Option(help="Instead of the job's own.")] = None,
     dropouts: Annotated[float, typer.Option(help="The chance that a site vanishes in a round.")] = 0.0,
+    deadline: Annotated[
+        float | None,
+        typer.Option(help="A site drops out of a round that takes it longer than so many times the median site."),
+    ] = None,
     attack: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +67,10 @@ def simulate(
     ] = None,
     attackers: Annotated[
         str | None, typer.Option(help="Which sites are malicious: a fraction of all (0.2), or names with commas.")
+    ] = None,
+    plot_partition: Annotated[
+        Path | None,
+        typer.Option("--plot-partition", metavar="FILE", help="A picture of the cut: .svg, .png or .pdf."),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train each site alone, and all rows pooled.")
@@ -88,8 +100,8 @@ def simulate(
         if job_file is None:
             raise UsageError("there is no job.", mend="Give a job file, or --resume DIR.")
         choices: dict[str, Any] = {"sites": sites, "seed": seed, "partition": partition, "seal": seal.value}
-        choices |= {"dropouts": dropouts, "attack": attack, "attackers": _attackers(attackers)}
-        result = _start(job_file, data, out, as_json, choices, computing)
+        choices |= {"dropouts": dropouts, "deadline": deadline, "attack": attack, "attackers": _attackers(attackers)}
+        result = _start(job_file, data, out, as_json, choices, computing, plot_partition)
     facts = result.as_json()
     if out is not None:
         result.save(out)
@@ -125,11 +137,14 @@ def _start(
     as_json: bool,
     choices: dict[str, Any],
     computing: dict[str, Any],
+    picture: Path | None,
 ) -> Result:
     from cloister.job import load_job
 
     job = load_job(job_file)
     source = data if data is not None else bundled_or_refused(job.data.target)
+    if picture is not None:
+        _plot(job, source, picture, choices)
     if out is not None:
         return _run(job, source, out, as_json, **choices, **computing)
     # without --out, a run that is interrupted is kept all the same
@@ -142,6 +157,19 @@ def _start(
         raise
     shutil.rmtree(kept)
     return result
+
+
+def _plot(job: Job, source: object, picture: Path, choices: dict[str, Any]) -> None:
+    """Before anything is trained: the cut is known, and a run may be long."""
+    from cloister.simulation.data import shards_of
+    from cloister.simulation.picture import partition_of
+
+    seeded = job if choices["seed"] is None else dataclasses.replace(job, seed=choices["seed"])
+    found = partition_of(seeded, shards_of(seeded, source, choices["sites"], choices["partition"]))
+    if found is None:
+        raise UsageError("so many sites are not drawn.", mend="Leave --plot-partition out.")
+    found.save(picture)
+    say(f"the cut is drawn in {picture}")
 
 
 def _resume(folder: Path, data: Path | None, computing: dict[str, Any], as_json: bool) -> Result:
@@ -175,5 +203,5 @@ def bundled_or_refused(target: str) -> object:
         raise UsageError(
             "there is no data.", mend="Give --data FOLDER with one CSV per site, or --data FILE --sites N."
         )
-    say("no --data: scikit-learn's breast-cancer table, cut into sites with skewed labels and sizes")
+    say("no --data: scikit-learn's breast-cancer table, cut into sites")
     return bundled.breast_cancer()

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from cloister.vector.errors import UsageError
 
 if TYPE_CHECKING:
+    from cloister.learn.partition import Partition
     from cloister.learn.result import Result
     from cloister.learn.sweep import Sweep
 
@@ -79,4 +80,24 @@ def by_setting(found: Sweep) -> Figure:
     axes.grid(alpha=0.25)
     if others:
         axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def bubbles(found: Partition) -> Figure:
+    """Sites across, labels up; the area of each bubble is a number of rows."""
+    sites, most = list(found.counts), max((max(row) for row in found.counts.values()), default=1)
+    figure = Figure(
+        figsize=(min(14.0, 2.0 + 0.28 * len(sites)), 1.6 + 0.32 * len(found.labels)), layout="constrained"
+    )
+    axes = figure.subplots()
+    for at, label in enumerate(found.labels):
+        rows = [found.counts[site][at] for site in sites]
+        area = [220.0 * count / max(most, 1) for count in rows]
+        axes.scatter(range(len(sites)), [at] * len(sites), s=area, color=FEDERATED, alpha=0.75, lw=0, label=label)
+    axes.set_yticks(range(len(found.labels)), list(found.labels))
+    axes.set(ylim=(-0.7, len(found.labels) - 0.3), xlabel=f"sites ({len(sites)} of {found.sites})", ylabel="label")
+    if len(sites) <= 40:
+        axes.set_xticks(range(len(sites)), sites, rotation=90, fontsize="x-small")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.15)
     return figure

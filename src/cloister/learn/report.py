@@ -17,13 +17,15 @@ import pandas as pd
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from cloister.learn.charts import Reference, Series, bars, lines, number, strip
+from cloister.learn.charts import Reference, Series, bars, lines, number, shares, strip
 from cloister.learn.comparison import HIGHER_IS_BETTER, Comparison
+from cloister.learn.partition import Partition
 from cloister.learn.result import Result, added
 from cloister.vector import digest
 
 LABELS = {"accuracy": "Accuracy", "auc": "AUC", "loss": "Loss", "rmse": "RMSE", "mae": "MAE"}
 HEADLINE = ("accuracy", "rmse", "loss")  # the first that was measured carries the verdict
+MOST_DRAWN = 60  # sites in a picture
 MOST_LISTED = 200  # sites and receipts that the page lists one by one
 
 
@@ -43,6 +45,8 @@ def render(result: Result) -> str:
         "facts": _facts(result, history),
         "comparison": _comparison(result.comparison),
         "curves": _curves(result, history),
+        "lie": _lie(result),
+        "malice": _malice(result),
         "rounds": _rounds(result, history),
         "seal": result.privacy.seal,
         "privacy": _privacy(result),
@@ -163,6 +167,27 @@ def _strip(comparison: Comparison, metric: str) -> Markup:
     return strip(
         list(comparison.local_values(metric).items()), levels, label=f"{LABELS[metric]} of each site's own model"
     )
+
+
+def _lie(result: Result) -> dict[str, Any] | None:
+    """How the rows lie, where a simulation knows it."""
+    found = result.conditions.get("partition")
+    if not isinstance(found, Partition):
+        return None
+    drawn = list(found.counts.items())[:MOST_DRAWN]
+    svg = shares(drawn, found.labels, label="Rows of each label at each site")
+    return {"labels": found.labels, "svg": svg, "sites": len(drawn), "of": found.sites} if svg else None
+
+
+def _malice(result: Result) -> str:
+    """What malicious sites did in a simulation; empty where there were none."""
+    told = result.conditions
+    if "attack" not in told:
+        return ""
+    names = ", ".join(told["attackers"][:MOST_DRAWN])
+    text = f"{len(told['attackers'])} sites were malicious ({told['attack']}): {names}."
+    success = told.get("backdoor_success")
+    return text if success is None else f"{text} The model falls for {success:.1%} of rows with the backdoor's mark."
 
 
 def _curves(result: Result, history: pd.DataFrame) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from safetensors.numpy import save as save_tensors
 from cloister import learn
 from cloister.job import Job
 from cloister.learn.comparison import HIGHER_IS_BETTER, Comparison
+from cloister.learn.partition import Partition
 from cloister.privacy import PrivacyStatement
 from cloister.vector import State, digest, unflatten
 from cloister.vector.bundle import Array
@@ -46,7 +47,8 @@ class Result:
       events: as `simulate` and a federation's `watch` give them; those of training rounds add seconds and bytes.
       receipts: signed records of the rounds, in order; none where nothing was sealed.
       comparison: local-only, federated and pooled on the same test rows, where somebody could compute it.
-      conditions: of a simulation: "attack", "attackers", "backdoor_success" (of marked rows), where there was one.
+      conditions: of a simulation: "partition" (how the rows lie, where that is cheap to tell); "attack", "attackers",
+        "backdoor_success" (the share of marked rows), where there was one.
     """
 
     job: Job
@@ -145,7 +147,10 @@ class Result:
             "comparison": None if self.comparison is None else self.comparison.as_json(),
             "privacy": self.privacy.as_json(),
             "receipts": len(self.receipts),
-            "conditions": dict(self.conditions),
+            "conditions": {
+                name: value.as_json() if isinstance(value, Partition) else value
+                for name, value in self.conditions.items()
+            },
             "history": json.loads(history.to_json(orient="records", double_precision=15)),
         }
 

@@ -148,6 +148,28 @@ KNOWN: Mapping[str, type[Attack]] = {each.name: each for each in (LabelFlip, Sig
 FORMS = "none, label-flip, sign-flip[:FACTOR], alie[:Z], ipm[:EPSILON], backdoor[:CLASS]"
 
 
+@dataclass(frozen=True)
+class Malice:
+    """Who attacks, and how. Attributes: form: as it was asked for."""
+
+    form: str
+    attack: Attack
+    sites: frozenset[str]
+
+    def as_conditions(self) -> dict[str, Any]:
+        return {"attack": self.form, "attackers": sorted(self.sites)}
+
+
+def malice_of(form: str | None, attackers: Attackers | None, job: Job, sites: Sequence[str]) -> Malice | None:
+    """None without an attack. Raises: UsageError: settings that do not fit each other, the job or the sites."""
+    attack = attack_of(form, job)
+    if attack is not None and form is not None:
+        return Malice(form, attack, attackers_of(attack, attackers, sites, job.seed))
+    if attackers is not None and form != NONE:
+        raise UsageError("attackers have no attack.", mend=f"Use attack= one of {FORMS}.")
+    return None
+
+
 def attack_of(form: str | None, job: Job) -> Attack | None:
     """Raises: UsageError: an unknown attack, a number without sense, or one that this job has no labels for."""
     if form is None or form == NONE:
@@ -207,16 +229,10 @@ class AttackedEngine:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        attack: Attack,
-        attackers: frozenset[str],
-        job: Job,
-        data: Mapping[str, Any],
-        memory: SiteState | None = None,
+        self, engine: Engine, malice: Malice, job: Job, data: Mapping[str, Any], memory: SiteState | None = None
     ) -> None:
-        self._engine, self._attack, self._attackers = engine, attack, attackers
-        self._own = _Poisoned(attack, job, data, memory)
+        self._engine, self._attack, self._attackers = engine, malice.attack, malice.sites
+        self._own = _Poisoned(malice.attack, job, data, memory)
 
     def parts(self, query: Query, coder: FixedPoint, sites: Sequence[str], *, apart: bool) -> Iterator[Part]:
         malicious = [site for site in sites if site in self._attackers and query.task == "train"]

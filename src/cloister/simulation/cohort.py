@@ -14,11 +14,13 @@ from cloister.round import choose_cohort
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.simulation.engine import Engine
 from cloister.simulation.sealing import Seal, Sum, buckets_of
+from cloister.simulation.stragglers import nobody
 from cloister.vector import FixedPoint, Query, State, Total, canonical, open_buckets
 from cloister.vector.errors import BoundError, DataError, RoundVoid, TaskError, UsageError
 
 Dropouts = float | Mapping[int, Collection[str]]
 Event = dict[str, Any]
+Late = Callable[[Sequence[str], int, int], Collection[str]]
 Buckets = Sequence[Sequence[str]]
 COARSEST = 2.0**-6  # of one mean site's delta: what a step of training changes is of this order, or below
 TRIES = 3  # draws of who drops out, before a round is given up: as often as a coordinator opens it again
@@ -34,6 +36,7 @@ class LocalCohort:
       seal: how answers are summed.
       dropouts: how likely a site is to vanish in each round after it has shared its keys, or exactly which sites
         vanish in which step of the program (0 is its first question).
+      late: which sites of a round of training are too slow: sites, step, attempt -> names; see `stragglers.py`.
       required: fewest survivors whose sum opens, for a cohort of this size.
       observe: takes an event for each opened round and each site that had no answer.
     Raises: UsageError: dropouts that make no sense.
@@ -47,11 +50,13 @@ class LocalCohort:
         seal: Seal,
         *,
         dropouts: Dropouts = 0.0,
+        late: Late = nobody,
         required: Callable[[int], int] = threshold,
         observe: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._job, self._engine, self._sites, self._seal = job, engine, sorted(sites), seal
         self._dropouts, self._required, self._observe = _checked(dropouts, sites), required, observe
+        self._late = late
         self._open: tuple[Sum, Event] | None = None
 
     def sum(self, query: Query) -> Total:
@@ -126,14 +131,16 @@ class LocalCohort:
     def _present(self, sites: Sequence[str], buckets: Buckets, step: int, query: Query) -> list[str]:
         """The sites of the cohort that do not vanish."""
         for attempt in range(TRIES):
-            gone = self._gone(sites, step, attempt)
+            gone = set(self._gone(sites, step, attempt))
+            if query.task == "train":
+                gone |= set(self._late(sites, step, attempt))
             present = [site for site in sites if site not in gone]
             short = self._short(present, sites, buckets)
             if not short:
                 return present
         raise RoundVoid(
             f"{_name(query)}: {short}. Nothing was opened.",
-            mend="Fewer dropouts, or more sites.",
+            mend="Fewer dropouts, a later deadline, or more sites.",
         )
 
     def _short(self, survivors: Collection[str], sites: Sequence[str], buckets: Buckets) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 from cloister.job import Arrays, Job, Table
 from cloister.learn import Examples, read_data, read_table, schema
 from cloister.learn.arrays import SUFFIX, read_arrays
-from cloister.simulation.partition import cut
+from cloister.simulation.partition import cut, in_order, noise
 from cloister.vector.errors import DataError, UsageError
 
 Shards = Mapping[str, Any]
@@ -113,15 +113,26 @@ class Renamed(Mapping[str, Any]):
 class Parts(Mapping[str, Examples]):
     """One pair of arrays, cut into sites: a site's rows are copied out when it is asked."""
 
-    def __init__(self, whole: Examples, parts: list[npt.NDArray[np.int64]]) -> None:
+    def __init__(self, whole: Examples, parts: list[npt.NDArray[np.int64]], partition: str, seed: int) -> None:
         self._whole, self._order = whole, np.concatenate(parts)
+        self._partition, self._seed = partition, seed
+        self._deviation = float(whole.x.std()) if partition.startswith("noise:") else 0.0
         self._ends = np.cumsum([0, *map(len, parts)])
         self._place = {f"site-{number}": number for number in range(1, len(parts) + 1)}
 
     def __getitem__(self, site: str) -> Examples:
         rows = self._order[self._ends[self._place[site] - 1] : self._ends[self._place[site]]]
-        whole = self._whole
-        return Examples(whole.x[rows], whole.y[rows], None if whole.test is None else whole.test[rows])
+        whole, x = self._whole, self._whole.x[rows]
+        if self._deviation:
+            x = self._noisy(x, self._place[site])
+        return Examples(x, whole.y[rows], None if whole.test is None else whole.test[rows])
+
+    def _noisy(self, x: npt.NDArray[Any], place: int) -> npt.NDArray[np.float32]:
+        """Pixels become numbers in [0, 1], as a model sees them, and a little beyond."""
+        unit = 255.0 if x.dtype == np.uint8 else 1.0
+        added = noise(x.shape, self._partition, place, len(self._place), self._seed)
+        noisy: npt.NDArray[np.float32] = ((x + np.float32(self._deviation) * added) / unit).astype(np.float32)
+        return noisy
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)
@@ -226,8 +237,26 @@ def _cut_table(table: pd.DataFrame, target: str, sites: int | None, seed: int, p
     count = _count(sites)
     if target not in table.columns:
         raise _no_column(table, target)
-    parts = cut(partition, table[target], count, seed)
-    return {f"site-{number}": table.iloc[rows].reset_index(drop=True) for number, rows in enumerate(parts, 1)}
+    if kind == "sorted":
+        if column not in table.columns:
+            raise _no_column(table, column)
+        parts = in_order(table[column], count)
+    else:
+        parts = cut(partition, table[target], count, seed)
+    cut_sites = {f"site-{number}": table.iloc[rows].reset_index(drop=True) for number, rows in enumerate(parts, 1)}
+    if kind == "noise":
+        deviations = _deviations(table.drop(columns=target))
+        for place, (site, part) in enumerate(cut_sites.items(), 1):
+            added = noise((len(part), len(deviations)), partition, place, count, seed) * deviations.to_numpy()
+            noisy = {name: part[name] + added[:, at] for at, name in enumerate(deviations.index)}
+            cut_sites[site] = part.assign(**noisy)
+    return cut_sites
+
+
+def _deviations(table: pd.DataFrame) -> pd.Series[float]:
+    """Of the columns that are numbers, and no mere marks of yes and no."""
+    numbers = table.select_dtypes("number")
+    return numbers.loc[:, numbers.nunique() > 2].std()
 
 
 def _by_column(table: pd.DataFrame, target: str, column: str) -> Shards:
@@ -245,8 +274,8 @@ def _no_column(table: pd.DataFrame, name: str) -> DataError:
 
 
 def _cut_arrays(whole: Examples, sites: int | None, seed: int, partition: str) -> Shards:
-    if partition.startswith("by:"):
+    if partition.startswith(("by:", "sorted:")):
         raise UsageError("arrays have no columns to cut by.", mend="Give a mapping of site to (x, y).")
     if not len(whole):
         raise DataError("the arrays have no row.", mend="Check the file.")
-    return Parts(whole, cut(partition, pd.Series(whole.y), _count(sites), seed))
+    return Parts(whole, cut(partition, pd.Series(whole.y), _count(sites), seed), partition, seed)

@@ -7,6 +7,9 @@
     shards:2        in labels: rows sorted by label, cut into shards, so many to a site: McMahan 2017, section 3
     sizes:1.0       in size alone, one Dirichlet draw: Li, Diao, Chen, He 2022, "Federated Learning on Non-IID Data
                     Silos" (https://arxiv.org/abs/2102.02079), "quantity skew"
+    noise:0.5       in features: cut as iid, then site i of n has normal noise on its numbers, of i / n times so many
+                    of their deviations: the same paper, "noise-based feature imbalance"
+    sorted:age      in a feature: rows sorted by that column, cut into equal parts
     by:hospital     as they are: one site for each value of that column, which no model sees
 
 Every row goes to exactly one site, and the same seed gives the same cut. Every site has rows, but in "shards", whose
@@ -34,19 +37,20 @@ MOST_LABELS = 20  # a numeric target with more values is cut into quantiles firs
 FEWEST_ROWS = 20  # of a site, where the table has enough
 
 
-FORMS = "skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, by:COLUMN"
+FORMS = "skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, noise:DEVIATIONS, sorted:COLUMN, by:COLUMN"
 ALPHAS = ("dirichlet", "sizes")  # whose number is a concentration
 
 
 def cut(partition: str, target: pd.Series[Any], sites: int, seed: int) -> list[Rows]:
-    """Row positions of each site, rising. Args: partition: one of FORMS, but not by:COLUMN. target: each row's label.
+    """Row positions of each site, rising.
 
+    Args: partition: one of FORMS, but none with a COLUMN. target: each row's label.
     Raises: UsageError: an unknown partition, a number that makes no sense, more sites than rows.
     """
     name, _, number = partition.partition(":")
     if name == "skewed" and not number:
         return skewed(target, sites, seed)
-    if name == "iid" and not number:
+    if (name == "iid" and not number) or name == "noise":
         return _dealt(np.full(sites, 1.0 / sites), len(target), sites, _generator(seed, sites))
     if name == "dirichlet":
         return _dirichlet(target, sites, seed, _positive(partition, number))
@@ -56,6 +60,21 @@ def cut(partition: str, target: pd.Series[Any], sites: int, seed: int) -> list[R
         rng = _generator(seed, sites)
         return _dealt(rng.dirichlet(np.full(sites, _positive(partition, number))), len(target), sites, rng)
     raise UsageError(f"partition={partition!r} is not known.", mend=f"Use one of {FORMS}.")
+
+
+def in_order(values: pd.Series[Any], sites: int) -> list[Rows]:
+    """Row positions of each site, rising: the smallest values at the first site, missing ones at the last."""
+    _enough(len(values), sites)
+    ordered = np.argsort(values.rank(method="first", na_option="bottom").to_numpy(), kind="stable")
+    return [np.sort(part).astype(np.int64) for part in np.array_split(ordered, sites)]
+
+
+def noise(shape: tuple[int, ...], partition: str, site: int, sites: int, seed: int) -> npt.NDArray[np.float32]:
+    """What "noise:SIGMA" adds to the numbers of site 1, 2 ... of `sites`, in their deviations."""
+    _, _, number = partition.partition(":")
+    material = hashlib.sha256(canonical([seed, sites, site, "noise"])).digest()
+    drawn = np.random.default_rng(np.frombuffer(material, np.uint32)).standard_normal(shape, np.float32)
+    return drawn * np.float32(_positive(partition, number) * site / sites)
 
 
 def _positive(partition: str, number: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,16 @@ from cloister.learn import complete
 from cloister.learn.memory import InFolder
 from cloister.learn.models import load_back_end
 from cloister.learn.result import Result
-from cloister.privacy import PrivacyStatement
-from cloister.round import Program, choose_cohort, run
-from cloister.seal.threshold import colluders_tolerated, threshold
-from cloister.simulation.attacks import (
-    FORMS,
-    NONE,
-    AttackedEngine,
-    Attackers,
-    Backdoor,
-    attack_of,
-    attackers_of,
-    backdoor_success,
-)
+from cloister.round import Program, choose_cohort, private, run
+from cloister.simulation.attacks import AttackedEngine, Attackers, Backdoor, Malice, backdoor_success, malice_of
 from cloister.simulation.baselines import compare
 from cloister.simulation.cohort import Dropouts, Event, LocalCohort
 from cloister.simulation.data import columns_of, shards_of
 from cloister.simulation.engine import Engine, make_engine
+from cloister.simulation.picture import partition_of
 from cloister.simulation.sealing import Ideal, Masks, Seal
 from cloister.simulation.store import RunFolder
+from cloister.simulation.stragglers import Deadline, nobody
 from cloister.vector import State, Total
 from cloister.vector.errors import UsageError
 
@@ -49,11 +40,13 @@ def simulate(
     seal: str = "ideal",
     baselines: bool = False,
     dropouts: Dropouts = 0.0,
+    deadline: float | None = None,
     attack: str | None = None,
     attackers: Attackers | None = None,
     engine: str = "auto",
     processes: int | None = None,
     folder: str | Path | None = None,
+    reproducible: bool = False,
     progress: Callable[[Event], None] | None = None,
 ) -> Result:
     """Runs a job as a federation would: the same questions, the same integers, the same model, in this process.
@@ -69,6 +62,8 @@ def simulate(
       seal: "ideal" adds the integers; "masks" runs the real sealed sum. Both give the same model, bit for bit.
       baselines: also train each site alone and all rows pooled, and compare (`result.table`).
       dropouts: the chance that a site vanishes in a round, or which sites vanish in which step.
+      deadline: of a round of training, in multiples of its median site's time: slower ones drop out; see
+        `simulation/stragglers.py`.
       attack: what malicious sites do: "label-flip", "sign-flip", "alie", "ipm", "backdoor"; see
         `simulation/attacks.py`.
       attackers: which sites are malicious, or what fraction of all (default 0.2).
@@ -77,63 +72,72 @@ def simulate(
       processes: how many; one for each core if not given.
       folder: where checkpoints are kept. The same call goes on from there after an interruption, and ends with the
         same bits.
+      reproducible: where the job asks for privacy, draw its noise from the seed, so that the run can be repeated to
+        the bit. Noise that can be repeated hides nobody, and the result says so.
       progress: takes the events that a federation's `watch` gives.
     Raises: DataError, JobError, UsageError: the data, the job or a setting. TaskError: training fails at too many
       sites. RoundVoid: too many dropped out.
     """
-    if seal not in SEALS:
-        raise UsageError(f"seal={seal!r} is not one of {', '.join(SEALS)}.")
     job = complete(job if seed is None else dataclasses.replace(job, seed=seed))
     tables = shards_of(job, data, sites, partition)
     columns = columns_of(job, tables)
+    malice = malice_of(attack, attackers, job, list(tables))
     # a missing library is told before anything runs, and loading it is no part of a round's time
     load_back_end(job)
-    store = None
-    if folder is not None:
-        chosen: dict[str, Any] = {"sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
-        chosen |= {"attack": attack, "attackers": attackers}
-        settings = {"data": whereabouts(data), **chosen}
-        store = RunFolder(Path(folder), job, settings, every_step=job.algorithm.stateful)
-    events: list[Event] = []
-    if store is not None:
-        events = store.events
+    settings: dict[str, Any] = {"sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
+    settings |= {"deadline": deadline, "attack": attack, "attackers": attackers}
+    store = _store(folder, job, {"data": whereabouts(data), **settings})
+    events: list[Event] = [] if store is None else store.events
 
     def observe(event: Event) -> None:
         events.append(event)
         if progress is not None:
             progress(event)
 
-    sealing: Seal = Masks(job, tables) if seal == "masks" else Ideal()
-    malice = attack_of(attack, job)
-    if malice is None and attackers is not None and attack != NONE:
-        raise UsageError("attackers have no attack.", mend=f"Use attack= one of {FORMS}.")
-    conditions: dict[str, Any] = {}
+    sealing = _seal(seal, job, tables, store)
     with contextlib.ExitStack() as held:
         memory = _memory(job, store, held)
-        computing: Engine = make_engine(engine, job, tables, processes, memory)
-        if malice is not None:
-            bad = attackers_of(malice, attackers, list(tables), job.seed)
-            conditions |= {"attack": attack, "attackers": sorted(bad)}
-            computing = AttackedEngine(computing, malice, bad, job, tables, memory)
+        computing: Engine = make_engine(engine, job, tables, processes, memory, reproducible)
         held.callback(computing.close)
-        cohort = LocalCohort(job, computing, list(tables), sealing, dropouts=dropouts, observe=observe)
+        if malice is not None:
+            computing = AttackedEngine(computing, malice, job, tables, memory)
+        late = nobody if deadline is None else Deadline(deadline, job.seed, tables).late
+        cohort = LocalCohort(job, computing, list(tables), sealing, dropouts=dropouts, late=late, observe=observe)
         state = _run(Program(job, columns), cohort, store, seal)
     comparison = None
     if baselines:
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))
-    if isinstance(malice, Backdoor):
-        target = int(malice.strength)
-        conditions["backdoor_success"] = backdoor_success(job, state, columns, tables, target)
     observe({"event": "done"})
-    return Result(
-        job,
-        state,
-        _statement(seal, len(choose_cohort(list(tables), job.algorithm.cohort, job.seed, 0))),
-        events,
-        sealing.receipts,
-        comparison,
-        conditions,
-    )
+    asked = len(choose_cohort(list(tables), job.algorithm.cohort, job.seed, 0))
+    statement = private.statement(job, state, seal, asked, reproducible=reproducible)
+    conditions = _conditions(job, state, columns, tables, malice)
+    return Result(job, state, statement, events, sealing.receipts, comparison, conditions)
+
+
+def _store(folder: str | Path | None, job: Job, settings: Mapping[str, Any]) -> RunFolder | None:
+    return None if folder is None else RunFolder(Path(folder), job, settings, every_step=job.algorithm.stateful)
+
+
+def _seal(seal: str, job: Job, tables: Collection[str], store: RunFolder | None) -> Seal:
+    if seal not in SEALS:
+        raise UsageError(f"seal={seal!r} is not one of {', '.join(SEALS)}.")
+    if seal == "ideal":
+        return Ideal()
+    return Masks(job, tables, (lambda path, data: None) if store is None else store.keep)
+
+
+def _conditions(
+    job: Job, state: State, columns: Mapping[str, str], tables: Mapping[str, Any], malice: Malice | None
+) -> dict[str, Any]:
+    """What only a simulation knows: how the rows lie, who was malicious, and whether the model falls for a mark."""
+    lie = partition_of(job, tables)
+    found: dict[str, Any] = {} if lie is None else {"partition": lie}
+    if malice is not None:
+        found |= malice.as_conditions()
+        if isinstance(malice.attack, Backdoor):
+            target = int(malice.attack.strength)
+            found["backdoor_success"] = backdoor_success(job, state, columns, tables, target)
+    return found
 
 
 def _memory(job: Job, store: RunFolder | None, held: contextlib.ExitStack) -> InFolder | None:
@@ -170,14 +174,3 @@ def _run(program: Program, cohort: LocalCohort, store: RunFolder | None, seal: s
 def whereabouts(data: Any) -> str | None:
     """Where the data are, for `--resume`; None if they were handed over."""
     return str(Path(data).resolve()) if isinstance(data, str | Path) else None
-
-
-def _statement(seal: str, cohort: int) -> PrivacyStatement:
-    return PrivacyStatement(
-        mechanism="none",
-        unit="none",
-        epsilon=None,
-        delta=None,
-        seal=seal,
-        colluders=colluders_tolerated(cohort, threshold(cohort)),
-    )
