@@ -1,0 +1,195 @@
+"""`cloister verify` on a folder: what it says, what it ends with, and which file it names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import cloister as cl
+from cloister.cli.app import run as command
+from cloister.seal.identity import Identity
+
+JOB = cl.Job(
+    data=cl.Table("patients", target="ill", classes=2),
+    task=cl.Torch(cl.nets.MLP([8]), loss="bce", optimizer=cl.SGD(lr=0.1), batch_size=32),
+    prepare=[cl.Standardize()],
+    algorithm=cl.FedAvg(rounds=2),
+)
+ROUNDS = 3 + 2 + 1
+Say = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulation's folder, with the masks of a real one."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(120, 3))
+    table = pd.DataFrame({"age": x[:, 0], "pressure": x[:, 1], "dose": x[:, 2], "ill": (x.sum(axis=1) > 0) * 1})
+    folder = tmp_path_factory.mktemp("simulated") / "results"
+    cl.simulate(JOB, table, sites=3, seal="masks", folder=folder).save(folder)
+    return folder
+
+
+@pytest.fixture
+def results(simulated: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(simulated, tmp_path / "results")
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    def run(*arguments: object, code: int = 0) -> dict[str, Any]:
+        """What the command prints with --json; an error is printed on standard error."""
+        capsys.readouterr()
+        ended = command(["verify", *map(str, arguments), "--json"])
+        shown = capsys.readouterr()
+        assert ended == code, shown
+        found: dict[str, Any] = json.loads(shown.err if code == 2 else shown.out)
+        return found
+
+    return run
+
+
+def outcomes(said: dict[str, Any]) -> dict[str, str]:
+    return {claim["claim"]: claim["outcome"] for claim in said["claims"]}
+
+
+def test_a_simulation_is_proven_and_called_one(results: Path, say: Say, capsys: pytest.CaptureFixture[str]) -> None:
+    said = say(results)
+    assert said["ok"]
+    assert said["federation"] == "simulation"
+    assert said["receipts"] == ROUNDS
+    assert outcomes(said) == {
+        "root key": "not proven",
+        "members": "proven",
+        "receipts": "proven",
+        "masked vectors": "proven",
+        "survivors": "proven",
+        "model": "proven",
+        "sums": "not proven",
+        "log": "proven",
+        "model file": "proven",
+        "the sites' data": "not proven",
+        "other rounds": "not proven",
+    }
+    assert command(["verify", str(results)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "a simulation, run " in told
+    assert "that there was a federation" in told
+    assert "verdict: nothing was altered, as far as the evidence goes." in told
+    assert "--audit" not in told  # there is no coordinator to ask
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "job.json"])
+def test_a_model_or_job_exchanged_beside_true_evidence(results: Path, say: Say, name: str) -> None:
+    """Any byte of it, and any length."""
+    true = (results / name).read_bytes()
+    for at in (0, 20, len(true) // 2, len(true) - 1):
+        (results / name).write_bytes(true[:at] + bytes([true[at] ^ 1]) + true[at + 1 :])
+        said = say(results, code=1)
+        assert [finding["file"] for finding in said["findings"]] == [name]
+        assert outcomes(said)["model file"] == "FAILED"
+    (results / name).write_bytes(true + b"\0")
+    say(results, code=1)
+    (results / name).unlink()
+    assert outcomes(say(results))["model file"] == "not proven"
+
+
+def test_what_is_for_reading_proves_nothing_and_says_so(results: Path, say: Say) -> None:
+    (results / "history.csv").write_text("round,accuracy\n1,1.0\n")
+    (results / "report.html").unlink()
+    said = say(results)
+    (claim,) = [claim["why"] for claim in said["claims"] if claim["claim"] == "model file"]
+    assert "history.csv and report.html are for reading only" in claim
+
+
+def test_what_is_missing_is_not_proven(results: Path, say: Say) -> None:
+    shutil.rmtree(results / "log")
+    shutil.rmtree(results / "consistency")
+    (results / "totals" / "00004.words").unlink()
+    said = say(results)
+    kinds = outcomes(said)
+    assert (kinds["log"], kinds["survivors"], kinds["model"]) == ("not proven", "not proven", "not proven")
+    assert "4 of 6 steps" in next(claim["why"] for claim in said["claims"] if claim["claim"] == "model")
+
+
+@pytest.mark.parametrize(
+    "file", ["totals/00004.words", "consistency/00000.message", "log/leaves", "log/newest.checkpoint"]
+)
+def test_what_is_there_and_empty_is_a_finding(results: Path, say: Say, file: str) -> None:
+    (results / file).write_bytes(b"")
+    said = say(results, code=1)
+    assert file in {finding["file"] for finding in said["findings"]}
+
+
+@pytest.mark.parametrize("file", ["trust.json", "state.bundle", "rosters/00001.roster", "receipts/00002.receipt"])
+def test_what_must_be_there_is_missed_by_name(
+    results: Path, say: Say, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    (results / file).unlink()
+    said = say(results, code=1)
+    assert [finding["file"] for finding in said["findings"]] == [file]
+    assert command(["verify", str(results)]) == 1
+    assert f"in {file} (folder)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_within_the_evidence_is_passed_over(results: Path, say: Say) -> None:
+    (results / "totals" / "notes").mkdir()
+    (results / "receipts" / "README.txt").write_text("mine")
+    assert say(results)["ok"]
+
+
+def test_the_root_that_the_reader_brings(results: Path, say: Say, tmp_path: Path) -> None:
+    (root,) = json.loads((results / "trust.json").read_text())["roots"]
+    other = Identity.from_bytes(b"o" * 32).public.hex()
+    for name, content in {
+        "hex": root + "\n",
+        "analyst.json": json.dumps({"id": "lee", "root": root}),
+        "pinned.json": json.dumps({"certificate": "", "root_key": root}),
+    }.items():
+        (tmp_path / name).write_text(content)
+        assert say(results, "--root", tmp_path / name)["ok"]
+    assert say(results, "--root", root.upper())["ok"]
+    said = say(results, "--root", other, code=1)
+    assert outcomes(said)["members"] == "FAILED"
+    assert not [claim for claim, outcome in outcomes(said).items() if outcome == "proven" and claim != "model file"]
+    # and a folder that names another root is not believed against the reader's
+    (results / "trust.json").write_text(json.dumps({"quorum": 1, "roots": [other]}, separators=(",", ":")))
+    assert say(results, "--root", root)["ok"]
+    assert {finding["file"] for finding in say(results, code=1)["findings"]} == {"trust.json"}
+
+
+def test_what_is_no_evidence_is_bad_input(results: Path, say: Say, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk").write_bytes(b"\xff\x00")
+    (tmp_path / "junk.json").write_text('{"root": 3}')
+    for arguments, mention in (
+        (("nowhere",), "there is no folder nowhere"),
+        ((tmp_path / "empty",), "holds no evidence"),
+        ((tmp_path / "junk",), "there is no folder"),
+        ((results, "--out", tmp_path / "out"), "--out goes with"),
+        ((results, "--root", "abc"), "no key and no file"),
+        ((results, "--root", tmp_path / "junk"), "no key and no file"),
+        ((results, "--root", tmp_path / "junk.json"), "holds no root key"),
+        ((results, "--audit", "1", "--folder", tmp_path), "no analyst's folder"),
+        (("https://127.0.0.1:1/ab", "--folder", tmp_path), "no analyst's folder"),
+        (("abcdef", "--folder", tmp_path), "no analyst's folder"),
+        ((results, "--audit", "-1"), "--audit"),
+    ):
+        assert mention in say(*arguments, code=2)["message"], arguments
+
+
+def test_a_simulation_without_masks_has_nothing_to_verify(simulated: Path, say: Say, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in ("run.json", "state.bundle", "job.bundle"):
+        shutil.copy(simulated / name, plain)
+    said = say(plain, code=2)
+    assert "without masks" in said["message"]
+    assert "--seal masks" in said["mend"]
