@@ -38,14 +38,11 @@ if TYPE_CHECKING:
     from cloister.job import (
         SGD,
         Adam,
-        AdaptiveClip,
         Arrays,
         Evaluate,
         Impute,
         Job,
         OneHot,
-        RowDP,
-        SiteDP,
         Sklearn,
         Standardize,
         Table,
@@ -62,7 +59,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adam": "job",
-    "AdaptiveClip": "job",
     "Arrays": "job",
     "CentredClipping": "algorithms",
     "CloisterError": "vector",
@@ -89,10 +85,8 @@ _HOMES = {
     "OneHot": "job",
     "PartialSharing": "algorithms",
     "Result": "learn.result",
-    "RowDP": "job",
     "SCAFFOLD": "algorithms",
     "SGD": "job",
-    "SiteDP": "job",
     "Sklearn": "job",
     "Standardize": "job",
     "StepDecay": "algorithms",
@@ -107,7 +101,6 @@ _HOMES = {
 
 __all__ = [
     "Adam",
-    "AdaptiveClip",
     "Arrays",
     "CentredClipping",
     "CloisterError",
@@ -134,10 +127,8 @@ __all__ = [
     "OneHot",
     "PartialSharing",
     "Result",
-    "RowDP",
     "SCAFFOLD",
     "SGD",
-    "SiteDP",
     "Sklearn",
     "Standardize",
     "StepDecay",

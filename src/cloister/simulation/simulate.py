@@ -14,7 +14,9 @@ from cloister.learn import complete
 from cloister.learn.memory import InFolder
 from cloister.learn.models import load_back_end
 from cloister.learn.result import Result
-from cloister.round import Program, choose_cohort, private, run
+from cloister.privacy import PrivacyStatement
+from cloister.round import Program, choose_cohort, run
+from cloister.seal.threshold import colluders_tolerated, threshold
 from cloister.simulation.attacks import AttackedEngine, Attackers, Backdoor, Malice, backdoor_success, malice_of
 from cloister.simulation.baselines import compare
 from cloister.simulation.cohort import Dropouts, Event, LocalCohort
@@ -46,7 +48,6 @@ def simulate(
     engine: str = "auto",
     processes: int | None = None,
     folder: str | Path | None = None,
-    reproducible: bool = False,
     progress: Callable[[Event], None] | None = None,
 ) -> Result:
     """Runs a job as a federation would: the same questions, the same integers, the same model, in this process.
@@ -62,18 +63,14 @@ def simulate(
       seal: "ideal" adds the integers; "masks" runs the real sealed sum. Both give the same model, bit for bit.
       baselines: also train each site alone and all rows pooled, and compare (`result.table`).
       dropouts: the chance that a site vanishes in a round, or which sites vanish in which step.
-      deadline: of a round of training, in multiples of its median site's time: slower ones drop out; see
-        `simulation/stragglers.py`.
-      attack: what malicious sites do: "label-flip", "sign-flip", "alie", "ipm", "backdoor"; see
-        `simulation/attacks.py`.
+      deadline: of a round of training, in multiples of its median site's time; slower sites drop out.
+      attack: what malicious sites do: "sign-flip", "alie" ...; see `simulation/attacks.py`.
       attackers: which sites are malicious, or what fraction of all (default 0.2).
       engine: "serial", "processes", "batched" or "auto": processes as soon as a round takes long. They give the
         same model: bit for bit, except "batched", which rounds otherwise.
       processes: how many; one for each core if not given.
       folder: where checkpoints are kept. The same call goes on from there after an interruption, and ends with the
         same bits.
-      reproducible: where the job asks for privacy, draw its noise from the seed, so that the run can be repeated to
-        the bit. Noise that can be repeated hides nobody, and the result says so.
       progress: takes the events that a federation's `watch` gives.
     Raises: DataError, JobError, UsageError: the data, the job or a setting. TaskError: training fails at too many
       sites. RoundVoid: too many dropped out.
@@ -82,8 +79,7 @@ def simulate(
     tables = shards_of(job, data, sites, partition)
     columns = columns_of(job, tables)
     malice = malice_of(attack, attackers, job, list(tables))
-    # a missing library is told before anything runs, and loading it is no part of a round's time
-    load_back_end(job)
+    load_back_end(job)  # told before anything runs, and no part of a round's time
     settings: dict[str, Any] = {"sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
     settings |= {"deadline": deadline, "attack": attack, "attackers": attackers}
     store = _store(folder, job, {"data": whereabouts(data), **settings})
@@ -97,7 +93,7 @@ def simulate(
     sealing = _seal(seal, job, tables, store)
     with contextlib.ExitStack() as held:
         memory = _memory(job, store, held)
-        computing: Engine = make_engine(engine, job, tables, processes, memory, reproducible)
+        computing: Engine = make_engine(engine, job, tables, processes, memory)
         held.callback(computing.close)
         if malice is not None:
             computing = AttackedEngine(computing, malice, job, tables, memory)
@@ -109,7 +105,7 @@ def simulate(
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))
     observe({"event": "done"})
     asked = len(choose_cohort(list(tables), job.algorithm.cohort, job.seed, 0))
-    statement = private.statement(job, state, seal, asked, reproducible=reproducible)
+    statement = _statement(seal, asked)
     conditions = _conditions(job, state, columns, tables, malice)
     return Result(job, state, statement, events, sealing.receipts, comparison, conditions)
 
@@ -174,3 +170,14 @@ def _run(program: Program, cohort: LocalCohort, store: RunFolder | None, seal: s
 def whereabouts(data: Any) -> str | None:
     """Where the data are, for `--resume`; None if they were handed over."""
     return str(Path(data).resolve()) if isinstance(data, str | Path) else None
+
+
+def _statement(seal: str, cohort: int) -> PrivacyStatement:
+    return PrivacyStatement(
+        mechanism="none",
+        unit="none",
+        epsilon=None,
+        delta=None,
+        seal=seal,
+        colluders=colluders_tolerated(cohort, threshold(cohort)),
+    )
