@@ -185,9 +185,19 @@ def test_what_is_no_evidence_is_bad_input(results: Path, say: Say, tmp_path: Pat
         assert mention in say(*arguments, code=2)["message"], arguments
 
 
+def test_results_without_evidence_are_bad_input(results: Path, say: Say) -> None:
+    """As `fetch --no-evidence` leaves them."""
+    (results / "run.json").unlink()
+    for kind in ("rosters", "totals", "keys", "consistency", "log"):
+        shutil.rmtree(results / kind)
+    (results / "trust.json").unlink()
+    assert "cloister fetch" in say(results, code=2)["mend"]
+
+
 def test_a_simulation_without_masks_has_nothing_to_verify(simulated: Path, say: Say, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
+    (plain / "receipts").mkdir()
     for name in ("run.json", "state.bundle", "job.bundle"):
         shutil.copy(simulated / name, plain)
     said = say(plain, code=2)

@@ -305,6 +305,8 @@ def test_a_sum_forged_after_opening(
     assert names(audited) == {("BadSum", "round 2")}
     assert [finding.file.partition("-")[0] for finding in audited.findings] == ["audits/00002"]
     assert outcomes(audited)["model"] == "proven"  # the lie is in the sum, not in what was made of it
+    assert command(["verify", str(folder), "--root", str(federation.root)]) == 2  # the private one
+    assert analyst.root.hex() in capsys.readouterr().err
     told = said(capsys, "verify", str(folder), code=1)
     assert told["findings"][0]["file"].startswith("audits/00002-")
     assert command(["verify", str(folder), "--root", analyst.root.hex()]) == 1

@@ -19,6 +19,7 @@ from cloister.vector.errors import CloisterError, UsageError
 from cloister.wire import CoordinatorClient, fetch_roster
 
 FOLDERS = (*SUFFIX, "log")
+BARE = ("job.bundle", "state.bundle")  # results have these, and receipts, without further evidence
 NEWEST = "newest"  # the name under which a coordinator's checkpoint is kept
 SAVED = {"total": "totals", "keylist": "keys", "consistency": "consistency"}  # as RESULTS and as the folder name them
 T = TypeVar("T")
@@ -30,9 +31,11 @@ async def fetch_evidence(
     """Saves everything that a run can be verified with offline; evidence of another run that is there goes.
 
     The roots that it names are those of the analyst's invitation. Every blob is checked against its digest.
-    Returns: bytes written.
+    Returns: bytes written. Raises: UsageError: the run has opened no round.
     """
     found = await client.result(run)
+    if not found["state"]:
+        raise UsageError(f"the run {run[:12]} has opened no round yet.", mend=f"cloister watch {run[:12]}")
     clear(folder)
     size = write(folder, "trust.json", trust_file((analyst.root,), 1))
     for name in ("job", "state"):
@@ -87,6 +90,7 @@ async def ask_audits(
 
 def clear(folder: Path) -> None:
     """Removes the evidence of the run that was saved here before."""
+    (folder / "trust.json").unlink(missing_ok=True)
     for kind in FOLDERS:
         for stale in (folder / kind).glob("*"):
             stale.unlink()
@@ -108,7 +112,7 @@ def read_evidence(folder: Path) -> Evidence:
         raise UsageError(f"there is no folder {folder}.", mend="Give the folder that `cloister fetch` wrote.")
     names = [*REQUIRED, *(f"{kind}/{path.name}" for kind in FOLDERS for path in (folder / kind).glob("*"))]
     files = {name: _content(folder / name) for name in names if (folder / name).is_file()}
-    if not any(name.startswith("receipts/") for name in files):
+    if all(name in BARE or name.startswith("receipts/") for name in files):
         if (folder / "run.json").exists():
             raise UsageError(
                 f"{folder} is a simulation without masks: nothing in it is signed.",

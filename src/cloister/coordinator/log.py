@@ -22,6 +22,7 @@ class ReceiptLog:
     def __init__(self, store: Store, federation: str, identity: Identity) -> None:
         self._store, self._identity, self._log = store, identity, Log(origin_of(federation))
         self._entries: dict[tuple[int, int, int], bytes] = {}
+        self._shown = -1, b""  # the size that it was made for
 
     def _current(self) -> Log:
         self._log.leaves += self._store.look(lambda tx: tx.log_after(len(self._log.leaves)))
@@ -56,4 +57,6 @@ class ReceiptLog:
     def shown(self) -> bytes:
         """LP(the newest head, as a note) || LP(all leaf hashes)."""
         log = self._current()
-        return lp(log.sign(self._identity)) + lp(b"".join(log.leaves))
+        if self._shown[0] != len(log.leaves):
+            self._shown = len(log.leaves), lp(log.sign(self._identity)) + lp(b"".join(log.leaves))
+        return self._shown[1]
