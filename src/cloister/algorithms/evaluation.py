@@ -6,17 +6,19 @@ within the share of pairs that fall into one bin of the exact AUC, and those cou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from cloister.vector import Block
-from cloister.vector.layout import Floats
+from cloister.vector.layout import Floats, Noise
 
 KINDS = ("binary", "multiclass", "regression")
 SCORE_BINS = 512
 ROW_LOSS_LIMIT = 64.0  # a row's loss is clipped here, so that a test set's sum of losses is bounded
 MOST_ROWS = float(2**30)
+NOISY_LOSS_LIMIT = 4.0  # where metrics get noise, which is in proportion to the largest loss that counts
 
 
 def blocks(kind: str, model: str = "test") -> tuple[Block, ...]:
@@ -66,6 +68,33 @@ def metrics(sums: Mapping[str, Floats], kind: str, model: str = "test") -> dict[
     if kind == "binary":
         found["auc"] = auc(sums[f"{model}/positives"], sums[f"{model}/negatives"])
     return found
+
+
+def noisy_block(kind: str, noise: Noise | None) -> Block:
+    """One vector of all that is measured under differential privacy: loss over NOISY_LOSS_LIMIT, share that is right.
+
+    Of each row it holds at most 1 in each coordinate, so its length is at most `noisy_norm(kind)`.
+    """
+    shared = noise is not None and noise.shared
+    bound, clip = (1.0, noisy_norm(kind)) if shared else (MOST_ROWS, None)
+    return Block("test/noisy", (noisy_size(kind),), bound=bound, clip=clip, wide=True, noise=noise)
+
+
+def noisy_size(kind: str) -> int:
+    return 1 if kind == "regression" else 2
+
+
+def noisy_norm(kind: str) -> float:
+    return math.sqrt(noisy_size(kind))
+
+
+def noisy_metrics(sums: Mapping[str, Floats], kind: str, count: float) -> dict[str, float | None]:
+    """Metrics of a noisy sum over so many rows, or sites. What cannot be is moved to what can."""
+    if count < 1:
+        return {"loss": None, **({} if kind == "regression" else {"accuracy": None})}
+    mean = np.clip(sums["test/noisy"] / count, 0.0, 1.0)
+    found: dict[str, float | None] = {"loss": float(mean[0]) * NOISY_LOSS_LIMIT}
+    return found if kind == "regression" else {**found, "accuracy": float(mean[1])}
 
 
 def auc(positives: Floats, negatives: Floats) -> float | None:

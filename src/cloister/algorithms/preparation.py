@@ -34,6 +34,7 @@ class Preparation:
       columns: features in canonical order, name -> "number" or "category".
       categories: the columns that become one-hot, with their declared categories' number, or None if undeclared.
       impute, standardize: numeric means fill missing values; mean and deviation come from the federation.
+      declared: means and deviations are in the job: nothing of them is measured.
       drop_first, min_rows: of the one-hot encoding: leave out the first category; those with fewer rows than this.
       classes: labels the contract names; 0 for regression.
     """
@@ -42,6 +43,7 @@ class Preparation:
     categories: Mapping[str, int | None]
     impute: bool = False
     standardize: bool = False
+    declared: bool = False
     drop_first: bool = False
     min_rows: int = 0
     classes: int = 0
@@ -52,11 +54,11 @@ class Preparation:
 
     @property
     def needs_mean(self) -> bool:
-        return bool(self.numeric) and (self.impute or self.standardize)
+        return bool(self.numeric) and (self.impute or self.standardize) and not self.declared
 
     @property
     def needs_variance(self) -> bool:
-        return bool(self.numeric) and self.standardize
+        return bool(self.numeric) and self.standardize and not self.declared
 
     # --- profile
 

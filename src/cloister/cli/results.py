@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloister.cli.output import size, table
 from cloister.job import Job
-from cloister.privacy import PrivacyStatement
-from cloister.seal.threshold import colluders_tolerated, threshold
+from cloister.round.private import statement
 from cloister.vector import State
 from cloister.vector.errors import UsageError
 from cloister.wire import CoordinatorClient
@@ -32,13 +31,7 @@ async def fetch_result(client: CoordinatorClient, run: str) -> Result:
     receipts = [await client.fetch(bytes.fromhex(name)) for name in found["receipts"]]
     events = await client.events(run, hold_seconds=0)
     cohort = min((event["sites"] for event in events if event["event"] == "round"), default=0)
-    return Result(job, state, sealed_statement(cohort), events, receipts)
-
-
-def sealed_statement(cohort: int) -> PrivacyStatement:
-    """What may be claimed of sums that were opened for cohorts of at least this many sites."""
-    colluders = colluders_tolerated(cohort, threshold(cohort))
-    return PrivacyStatement("none", "none", epsilon=None, delta=None, seal="sealed", colluders=colluders)
+    return Result(job, state, statement(job, state, "sealed", cohort), events, receipts)
 
 
 def summary(facts: Mapping[str, Any]) -> list[Any]:

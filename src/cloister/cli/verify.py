@@ -245,13 +245,13 @@ def _with_model(verdict: Verdict, folder: Path, evidence: Evidence) -> Verdict:
 
 
 def _made(evidence: Evidence) -> dict[str, bytes]:
-    from cloister.cli.results import sealed_statement
     from cloister.job import Job
     from cloister.learn.result import Result
+    from cloister.round.private import statement
     from cloister.vector import State
 
-    job = Job.from_bytes(evidence.job)
-    result = Result(job, State.from_bytes(evidence.state), sealed_statement(3))
+    job, state = Job.from_bytes(evidence.job), State.from_bytes(evidence.state)
+    result = Result(job, state, statement(job, state, "sealed", 3))
     return {"model.safetensors": result.model_bytes, "job.json": result.job_text}
 
 

@@ -15,11 +15,13 @@ from cloister.job import manifest
 from cloister.job.data import Arrays, Table
 from cloister.job.nets import Code, Shapes
 from cloister.job.prepare import Impute, OneHot, Standardize
+from cloister.job.privacy import RowDP, SiteDP
 from cloister.job.spec import Count, Name, as_tuple, spec, unwritten
 from cloister.job.task import Sklearn, Torch
 from cloister.vector.bundle import Array, digest
 from cloister.vector.errors import JobError
 
+PRIVATE = ("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi")  # all that is learnt is one mean delta
 Step = TypeVar("Step", Impute, OneHot, Standardize)
 
 
@@ -28,11 +30,12 @@ class Evaluate:
     """When and how the model is measured, by sealed sums over the sites' test rows.
 
     Attributes:
-      every: rounds between two evaluations; the final model is always evaluated.
+      every: rounds between two evaluations; the final model is always evaluated. None: each round, but only the
+        final model where the job asks for differential privacy, for each evaluation costs some.
       holdout: fraction of a site's rows that is its test set, where the contract names no split column.
     """
 
-    every: Count = 1
+    every: Count | None = None
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
@@ -46,6 +49,7 @@ class Job:
       algorithm: how the sums become a model: `FedAvg(...)`.
       prepare: preparation of the table, in the order Impute, OneHot, Standardize.
       evaluate: how it is measured; None does not, and holds out no test rows.
+      privacy: `RowDP(...)` or `SiteDP(...)`; None opens exact sums, which differential privacy does not bound.
       seed: of the initial model, the shuffling and the split into train and test.
       name: for people; the data's name if not given.
       bits: of one coordinate of the sealed sum.
@@ -57,6 +61,7 @@ class Job:
     algorithm: Algorithm
     prepare: Annotated[tuple[Impute | OneHot | Standardize, ...], BeforeValidator(as_tuple)] = ()
     evaluate: Evaluate | None = Evaluate()
+    privacy: RowDP | SiteDP | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     name: Name | None = None
     bits: Literal[16, 20, 24, 32, 64] = 32
@@ -66,6 +71,8 @@ class Job:
         self._check_prepare()
         self._check_classes()
         self._check_algorithm()
+        if self.privacy is not None:
+            self._check_privacy(self.privacy)
         if self.source is None and self.ships_code:
             object.__setattr__(self, "source", _source_of(self.task.codes))
 
@@ -100,6 +107,47 @@ class Job:
             raise JobError(f"{algorithm.name} does not work with this task.", mend=NEEDS[need])
         if algorithm.patience is not None and self.evaluate is None:
             raise JobError(f"{algorithm.name}: patience waits for an evaluation.", mend="Add evaluate=cl.Evaluate().")
+
+    def _check_privacy(self, privacy: RowDP | SiteDP) -> None:
+        """Raises JobError: what no noise covers."""
+        name, algorithm = type(privacy).__name__, self.algorithm
+        if algorithm.name not in PRIVATE or getattr(algorithm, "aggregate", None) is not None:
+            raise JobError(f"{name} goes with means of deltas only.", mend=f"Use one of {', '.join(PRIVATE)}.")
+        standardize, one_hot = self.step(Standardize), self.step(OneHot)
+        measured = standardize is None if self.step(Impute) else False
+        if measured or (standardize is not None and standardize.ranges is None):
+            raise JobError(
+                f"{name}: statistics of the data would leave without noise.",
+                mend="Declare what is known: cl.Standardize(ranges={column: (low, high)}).",
+            )
+        if one_hot is not None and one_hot.min_rows:
+            raise JobError(f"{name}: OneHot(min_rows) counts rows without noise.", mend="Leave min_rows out.")
+        if isinstance(privacy, RowDP):
+            self._check_rows(privacy)
+
+    def _check_rows(self, privacy: RowDP) -> None:
+        if not isinstance(self.task, Torch):
+            raise JobError(
+                "RowDP makes every step of the training noisy, which this task has none of.",
+                mend="Use cl.Torch(...); cl.nets.Linear() with bce is logistic regression.",
+            )
+        unit = privacy.unit
+        if unit is None:
+            return
+        if isinstance(self.data, Arrays):
+            raise JobError("RowDP: arrays have no column that could be the unit.", mend="Use cl.Table(...).")
+        used = self.data.columns is None or unit in self.data.columns
+        if unit in (self.data.target, self.data.split) or (used and unit not in self.data.ignore):
+            raise JobError(
+                f"RowDP: the unit {unit!r} would be a feature.", mend=f"Add ignore=[{unit!r}] to the data contract."
+            )
+
+    def evaluates(self, round_: int) -> bool:
+        """Whether the model after so many rounds is measured, besides the final one."""
+        if self.evaluate is None:
+            return False
+        every = self.evaluate.every or (None if self.privacy else 1)
+        return every is not None and round_ % every == 0
 
     @property
     def kind(self) -> str:

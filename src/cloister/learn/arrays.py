@@ -101,6 +101,7 @@ class ArrayData:
         self.warnings: list[str] = []
         _check(job.data, examples, site)
         self.features, self.labels = examples.x, examples.y
+        self.units: npt.NDArray[np.str_] | None = None  # there is no column that could say
         self.y = _targets(job, examples.y, site)
         self.test = held_out(job, len(examples), site) if examples.test is None else examples.test
 

@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.algorithms import Curvature, Terms, Trained
-from cloister.job import SGD, Job, Torch
+from cloister.job import SGD, Job, RowDP, Torch
 from cloister.learn.memory import Kept
 from cloister.learn.models import Model
 from cloister.learn.prepare import Rows
+from cloister.learn.private import NoisySteps
+from cloister.privacy.noise import Stream
 from cloister.vector import Query
 from cloister.vector.bundle import Array
+from cloister.vector.errors import TaskError
 
 
 class LocalSite:
@@ -22,6 +25,7 @@ class LocalSite:
     model: the back end. flat: the broadcast, float32[d]. rows: to train on.
     seed: of the round's first local training, second ...
     kept: what this site kept of the steps before.
+    stream: of the coins and noise of steps, where the job protects rows.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class LocalSite:
         rows: Rows,
         seed: Callable[[int], int],
         kept: Kept,
+        stream: Stream | None = None,
     ) -> None:
         self.query, self.model = query, flat
         self.shapes: list[tuple[str, tuple[int, ...]]] = [
@@ -40,12 +45,22 @@ class LocalSite:
         ]
         self.optimizer = _settings(job)
         self.memory: dict[str, Array] = dict(kept)
-        self._model, self._rows, self._seed, self._trainings = model, rows, seed, 0
+        self._job, self._model, self._rows, self._seed, self._trainings = job, model, rows, seed, 0
+        self._stream = stream
 
     def train(self, start: Array | None = None, terms: Terms = Terms()) -> Trained:
         flat = self.model if start is None else np.ascontiguousarray(start, np.float32)
         self._trainings += 1
+        if isinstance(self._job.privacy, RowDP):
+            return self._train_privately(flat, terms)
         return self._model.train(flat, self._rows, self._seed(self._trainings), self.query.config["round"], terms)
+
+    def _train_privately(self, flat: npt.NDArray[np.float32], terms: Terms) -> Trained:
+        """One training a round is what is accounted for, of as many steps as the query says."""
+        if self._trainings > 1 or terms.epochs is not None or self._stream is None:
+            raise TaskError("the algorithm trains more than the job's privacy accounts for.")
+        noisy = NoisySteps.of(self._job, self.query, self._rows, flat.size, self._stream)
+        return self._model.train_privately(flat, self._rows, noisy, self.query.config["round"], terms)
 
     def curvature(self) -> Curvature:
         return self._model.curvature(self.model, self._rows, self.query.max_rows)

@@ -16,6 +16,7 @@ from cloister.job.nets import Code
 from cloister.learn.arrays import as_inputs, check_features
 from cloister.learn.metrics import Predictions
 from cloister.learn.prepare import Bools, Columns, Inputs, Rows, design
+from cloister.learn.private import NoisySteps
 from cloister.learn.tables import Frame, check
 from cloister.vector import State
 from cloister.vector.bundle import Array
@@ -25,6 +26,8 @@ class Model(Protocol):
     """A back end: what it can do with a flat model (float32[d])."""
 
     def train(self, flat: Array, rows: Rows, seed: int, round_: int, terms: Terms = Terms()) -> Trained: ...
+
+    def train_privately(self, flat: Array, rows: Rows, noisy: NoisySteps, round_: int, terms: Terms) -> Trained: ...
 
     def curvature(self, flat: Array, rows: Rows, all_rows: int) -> Curvature: ...
 

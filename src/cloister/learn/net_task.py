@@ -20,6 +20,7 @@ from cloister.learn.batches import passes
 from cloister.learn.metrics import Predictions
 from cloister.learn.perceptron import Floats, Layers, Perceptron, cut
 from cloister.learn.prepare import Inputs, Rows
+from cloister.learn.private import NoisySteps
 from cloister.learn.threads import one_blas_thread
 from cloister.vector.bundle import Array
 from cloister.vector.errors import TaskError
@@ -70,6 +71,22 @@ class NetModel:
                     seen += stop - start
                 steps += len(batches)
         return Trained(self._flat - flat, total / max(seen, 1), steps)
+
+    def train_privately(self, flat: Floats, rows: Rows, noisy: NoisySteps, round_: int, terms: Terms) -> Trained:
+        """Local training by noisy steps, from the broadcast `flat`. The loss has no noise, so it is told as 0."""
+        self._flat[...] = flat
+        descent = Descent(self.task.optimizer, self._flat, self._gradient)
+        y = self._targets(rows.y)
+        with one_blas_thread(), np.errstate(all="ignore"):
+            for _ in range(noisy.steps):
+                self._gradient[...] = 0
+                drawn = noisy.draw()
+                parts = [(drawn, None)] if rows.units is None else noisy.weights(drawn)
+                for part, starts in parts:
+                    self._net.clipped_sum(rows.x[part], y[part], starts, noisy.clip, self._gradients)
+                self._gradient[...] = noisy.gradient(self._gradient)
+                descent.step(terms, flat)
+        return Trained(self._flat - flat, 0.0, noisy.steps)
 
     def train_many(self, flat: Floats, clients: Sequence[Rows], seeds: Sequence[int]) -> list[Trained]:
         """Local training of several clients at once, each from the broadcast, as `train` does it one by one.

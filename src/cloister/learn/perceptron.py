@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg.blas import sgemm
 
+from cloister.learn.private import clip_factors
+
 Floats = npt.NDArray[np.float32]
 Layers = list[tuple[Floats, Floats]]
 
@@ -69,6 +71,49 @@ class Perceptron:
                 bias -= error.sum(-2)
             error = below
         return loss
+
+    def clipped_sum(
+        self, x: Floats, y: Floats, starts: npt.NDArray[np.int64] | None, clip: float, into: Layers
+    ) -> None:
+        """Adds to `into` the sum over units of their mean gradients, each of L2 norm `clip` at most.
+
+        A row's gradient of a layer is an outer product, of its error and of what enters. So the products of two rows'
+        gradients are products of products, and no row's gradient is ever written out (Goodfellow 2015,
+        https://arxiv.org/abs/1510.01799).
+
+        Args: x, y: as for `back_propagate`. starts: where each unit's rows begin; None: every row is one.
+        """
+        inputs = self._forward(x)
+        error, _ = self._error(inputs.pop(), y, np.float32(1.0))
+        errors = [error]
+        for layer in range(len(self._weights) - 1, 0, -1):
+            errors.insert(0, self._below(errors[0], self._weights[layer][0], inputs[layer]))
+        factors = self._factors(inputs, errors, starts, clip)[:, None]
+        for (weight, bias), entering, leaving in zip(into, inputs, errors, strict=True):
+            leaving *= factors
+            weight += leaving.T @ entering
+            bias += leaving.sum(0)
+
+    @staticmethod
+    def _factors(
+        inputs: list[Floats], errors: list[Floats], starts: npt.NDArray[np.int64] | None, clip: float
+    ) -> Floats:
+        """Of each row's gradient in the clipped sum: float32[rows]."""
+        if starts is None:
+            squares = sum(
+                np.square(leaving).sum(1) * (1 + np.square(entering).sum(1))
+                for entering, leaving in zip(inputs, errors, strict=True)
+            )
+            return clip_factors(np.asarray(squares), clip)
+        sizes = np.diff(starts, append=len(inputs[0]))
+        products = sum(
+            (leaving @ leaving.T) * (1 + entering @ entering.T)
+            for entering, leaving in zip(inputs, errors, strict=True)
+        )
+        unit = np.repeat(np.arange(len(starts)), sizes)
+        own = np.add.reduceat(np.asarray(products), starts, axis=1)[np.arange(len(unit)), unit]
+        squares = np.add.reduceat(own, starts) / np.square(sizes)
+        return np.repeat(clip_factors(squares, clip) / sizes.astype(np.float32), sizes)
 
     def outputs(self, x: Floats) -> Floats:
         """float32[rows, outputs] of the last layer: logits, or values."""

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.algorithms.preparation import BUCKETS
-from cloister.job import Impute, Job, Standardize
+from cloister.job import Impute, Job, RowDP, Standardize
+from cloister.job.data import missing_column
 from cloister.learn.tables import Floats, Frame, numbers, texts
 from cloister.vector import canonical, digest
 from cloister.vector.bundle import Array
@@ -30,10 +31,12 @@ class Rows:
     Attributes:
       x: float32[rows, inputs], or [rows, *shape] of arrays.
       y: [rows]: float32 in {0, 1} (binary) or any (regression), int64 class.
+      units: int64[rows], whose row it is, from 0 on; None: every row is a unit of its own.
     """
 
     x: Inputs
     y: npt.NDArray[Any]
+    units: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -145,8 +148,39 @@ def split(job: Job, frame: Frame, site: str) -> Bools:
             raise DataError(
                 f"split column {job.data.split!r} has {len(strange)} values besides 'train' and 'test'.", site=site
             )
-        return np.array([spelling == "test" for spelling in spelled], bool)[codes]
+        test = np.array([spelling == "test" for spelling in spelled], bool)[codes]
+        if unit_of(job) is not None and _on_both_sides(units(job, frame, site), test):
+            raise DataError(
+                f"one {unit_of(job)!r} has rows for training and for testing.",
+                mend=f"Put all of them on one side in column {job.data.split!r}.",
+                site=site,
+            )
+        return test
+    if unit_of(job) is not None:
+        _, codes = np.unique(units(job, frame, site), return_inverse=True)
+        return held_out(job, int(codes.max(initial=-1)) + 1, site)[codes]
     return held_out(job, len(frame), site)
+
+
+def _on_both_sides(whose: npt.NDArray[np.str_], test: Bools) -> bool:
+    return bool(np.intersect1d(whose[test], whose[~test]).size)
+
+
+def unit_of(job: Job) -> str | None:
+    """The column that says whose row it is, where the job protects persons with several rows."""
+    return job.privacy.unit if isinstance(job.privacy, RowDP) else None
+
+
+def units(job: Job, frame: Frame, site: str) -> npt.NDArray[np.str_]:
+    """Whose row it is, as text. Raises DataError: the column is not there, or says nothing."""
+    name = unit_of(job)
+    assert name is not None
+    if name not in frame.columns:
+        raise missing_column(name, [str(column) for column in frame.columns], site)
+    codes, spelled = texts(frame, name)
+    if "" in spelled:
+        raise DataError(f"rows have no value in {name!r}: nobody knows whose they are.", mend="Fill it.", site=site)
+    return np.array(spelled, np.str_)[codes]
 
 
 def held_out(job: Job, rows: int, site: str) -> Bools:

@@ -15,8 +15,10 @@ from cloister.algorithms import Curvature, Terms, Trained
 from cloister.job import Job, Sklearn
 from cloister.learn.metrics import Predictions, log_loss
 from cloister.learn.prepare import Inputs, Rows
+from cloister.learn.private import NoisySteps
 from cloister.vector import unflatten
 from cloister.vector.bundle import Array
+from cloister.vector.errors import TaskError
 
 Flat = npt.NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
@@ -62,6 +64,9 @@ class SklearnModel:
             warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter is the job's to choose
             estimator.fit(rows.x.astype(np.float64), rows.y)
         return self._flat(estimator)
+
+    def train_privately(self, flat: Array, rows: Rows, noisy: NoisySteps, round_: int, terms: Terms) -> Trained:
+        raise TaskError("scikit-learn has no noisy steps.", mend="Use cl.Torch(...).")
 
     def curvature(self, flat: Flat, rows: Rows, all_rows: int) -> Curvature:
         """Of the mean over rows of the log loss + |coef|**2 / (2 * C * all_rows): scikit-learn's problem, scaled.

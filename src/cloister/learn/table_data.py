@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cloister.algorithms.preparation import BUCKETS, EXPONENT_ZERO, EXPONENTS
 from cloister.job import Job, Table
-from cloister.learn.prepare import Columns, Inputs, buckets, design, matrix, split, targets
+from cloister.learn.prepare import Columns, Inputs, buckets, design, matrix, split, targets, unit_of, units
 from cloister.learn.tables import Frame, check
 from cloister.vector import Query
 from cloister.vector.bundle import Array
@@ -19,6 +19,7 @@ from cloister.vector.errors import DataError, TaskError
 class TableData:
     """Attributes:
       features: the rows that have a target. y: the target as a model needs it. test: bool[rows].
+      units: whose row each is, as text; None where every row is a unit of its own.
       warnings: for the steward, one line each.
     Raises: DataError: the table lacks target, split or feature columns, or has unknown labels.
     """
@@ -35,6 +36,7 @@ class TableData:
         self.features = frame[frame[job.data.target].notna()].reset_index(drop=True)
         self.y = targets(job, self.features, site)
         self.test = split(job, self.features, site)
+        self.units = units(job, self.features, site) if unit_of(job) is not None else None
 
     @property
     def size_bytes(self) -> int:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from cloister.algorithms import Curvature, Terms, Trained
-from cloister.job import Job, Torch, nets
+from cloister.job import Job, RowDP, Torch, nets
 from cloister.job.load import files_of, line_of, resolve
 from cloister.job.nets import Code
 from cloister.learn.batches import passes
 from cloister.learn.metrics import Predictions
 from cloister.learn.prepare import Inputs, Rows
+from cloister.learn.private import NoisySteps
 from cloister.vector.bundle import Array
 from cloister.vector.errors import CloisterError, EnvironmentFailure, TaskError
 
@@ -33,6 +35,7 @@ except ModuleNotFoundError:
     raise EnvironmentFailure("this job needs PyTorch.", mend="pip install 'cloister[torch]'") from None
 
 from cloister.learn.descent import Drift, descent
+from cloister.learn.torch_private import RowGradients
 
 Flat = npt.NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
@@ -184,6 +187,26 @@ class TorchModel:
         delta -= flat
         return Trained(delta, float(total) / max(seen, 1), steps)
 
+    def train_privately(self, flat: Flat, rows: Rows, noisy: NoisySteps, round_: int, terms: Terms) -> Trained:
+        """Local training by noisy steps, from the broadcast `flat`. The loss has no noise, so it is told as 0."""
+        with one_thread(int.from_bytes(os.urandom(7), "big")), users_code(self.job, f"round {round_}"):
+            self._channels_last = False  # every row is a batch of its own: there is nothing to gain
+            x, y, drift = self._inputs(rows.x), self._targets(rows), self._drift(terms, flat)
+            self.load(flat)
+            self.module.train()
+            optimizer = descent(self.task.optimizer, self._trained, self._gradient)
+            gradients = RowGradients(self.module, lambda module, part, labels: self._batch_loss(part, labels, module))
+            for _ in range(noisy.steps):
+                drawn = noisy.draw()
+                self._gradient.zero_()
+                parts = [(drawn, None)] if rows.units is None else noisy.weights(drawn)
+                for part, starts in parts:
+                    self._gradient += gradients.clipped_sum(x[part], y[part], starts, noisy.clip)
+                self._gradient.copy_(torch.from_numpy(noisy.gradient(self._gradient.numpy())))
+                drift.step(optimizer)
+            delta = self._weights()
+        return Trained(delta - flat, 0.0, noisy.steps)
+
     def curvature(self, flat: Flat, rows: Rows, all_rows: int) -> Curvature:
         raise TaskError("a torch task gives no Hessian.")
 
@@ -263,11 +286,12 @@ class TorchModel:
         classes = self.job.kind == "multiclass" or self.task.loss == "cross_entropy"
         return torch.from_numpy(rows.y.astype(np.int64 if classes else np.float32))
 
-    def _batch_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _batch_loss(self, x: torch.Tensor, y: torch.Tensor, module: nn.Module | None = None) -> torch.Tensor:
+        module = self.module if module is None else module
         if self.loss is not None:
-            value: torch.Tensor = self.loss(self.module, {"x": x, "y": y})
+            value: torch.Tensor = self.loss(module, {"x": x, "y": y})
             return value
-        return self._named_loss(self.module(x), y, "mean")
+        return self._named_loss(module(x), y, "mean")
 
     def _lone(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The loss of a batch of one row, where there is BatchNorm."""
@@ -316,6 +340,9 @@ class TorchModel:
     def _losses(self, output: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Array:
         if self.loss is None:
             return self._named_loss(output, y, "none").double().numpy()
+        if isinstance(self.job.privacy, RowDP):  # a mean over rows would mix them
+            alone = [self.loss(self.module, {"x": x[at : at + 1], "y": y[at : at + 1]}) for at in range(len(y))]
+            return np.array([float(each) for each in alone])
         return np.full(len(y), float(self.loss(self.module, {"x": x, "y": y})))
 
     def _scores(self, output: torch.Tensor) -> Array:

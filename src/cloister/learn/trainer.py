@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cloister.job import Arrays, Job
+from cloister.job import Arrays, Job, RowDP, SiteDP
 from cloister.learn.arrays import ArrayData
 from cloister.learn.local import LocalSite
 from cloister.learn.memory import InMemory, SiteState
-from cloister.learn.metrics import blocks
+from cloister.learn.metrics import blocks, noisy
 from cloister.learn.models import Model, back_end
 from cloister.learn.prepare import Rows, drawn_seed
 from cloister.learn.table_data import TableData
-from cloister.vector import Answer, Query, digest, pack
+from cloister.privacy.noise import Randomness, Stream
+from cloister.vector import Answer, Query, canonical, digest, pack
 from cloister.vector.bundle import Array
 from cloister.vector.errors import DataError, TaskError
 
@@ -31,6 +33,7 @@ class SiteData(Protocol):
     features: Any
     y: npt.NDArray[Any]
     test: npt.NDArray[np.bool_]
+    units: npt.NDArray[np.str_] | None
     warnings: list[str]
 
     @property
@@ -48,13 +51,15 @@ class SiteData(Protocol):
 class Workshop:
     """What the trainers of one process share: the back end of the model, and what the newest query says to all.
 
+    Args: reproducible: noise is drawn from the job's seed, so the same run gives the same bits, and hides nobody.
+
     A back end is loaded anew for each use, so one serves any number of sites: a simulation of 100,000 has one model.
 
     Attributes: memory: what sites keep from round to round, where the algorithm has them do so.
     """
 
-    def __init__(self, job: Job, memory: SiteState | None = None) -> None:
-        self._job, self.memory = job, memory or InMemory()
+    def __init__(self, job: Job, memory: SiteState | None = None, *, reproducible: bool = False) -> None:
+        self._job, self.memory, self._reproducible = job, memory or InMemory(), reproducible
         self._query: Query | None = None
         self._model: tuple[object, Model] | None = None
 
@@ -66,6 +71,13 @@ class Workshop:
         self.fitted = digest(pack({"columns": query.config["columns"], "shapes": query.config["shapes"]}, fitted))
         self.flat = np.ascontiguousarray(query.tensors["model"], np.float32)
         self._query = query
+
+    def randomness(self, site: str, query: Query, use: str) -> Randomness:
+        """Of noise: the operating system's, unless a simulation wants to be repeated and claims nothing."""
+        if not self._reproducible:
+            return os.urandom
+        material = canonical([self._job.seed, site, query.config["step"], use])
+        return lambda count: digest(material)[:count]
 
     def model(self, query: Query, inputs: int) -> Model:
         made_for = (query.config["shapes"], inputs)
@@ -82,7 +94,7 @@ class Trainer:
       data: the site's table (DataFrame), or for a contract of arrays (x, y) or (x, y, test).
       site: its name.
       workshop: shared with other trainers of this process; its own if not given.
-    Attributes: data. rows: to train on. warnings: for the steward, one line each.
+    Attributes: data. rows: to train on (units, where the job has one). warnings: for the steward, one line each.
     Raises: DataError: the data does not fulfil the contract, or has no row to train on.
     """
 
@@ -91,7 +103,9 @@ class Trainer:
         holds = ArrayData if isinstance(job.data, Arrays) else TableData
         self.data: SiteData = holds(job, data, site)
         self.y, self.test, self.warnings = self.data.y, self.data.test, self.data.warnings
-        self.rows = int((~self.test).sum())
+        self.rows = int((~self.test).sum())  # to train on
+        if self.data.units is not None:
+            self.rows = len(np.unique(self.data.units[~self.test]))
         if self.rows == 0:
             raise DataError("no row is left to train on.", mend="Check target and split column.", site=site)
         if job.classes and len(np.unique(self.y[~self.test])) == 1:
@@ -113,10 +127,11 @@ class Trainer:
         names = [block.name for block in query.layout.blocks]
         if unknown := sorted(set(names) - set(values)):
             raise TaskError(f"the query asks for {unknown}, which {query.task!r} does not give.")
-        return Answer(self.rows, {name: np.asarray(values[name]) for name in names})
+        rows = 1 if isinstance(self.job.privacy, SiteDP) else self.rows  # a site counts once, however large
+        return Answer(rows, {name: np.asarray(values[name]) for name in names})
 
     def _profile(self, query: Query) -> dict[str, Array]:
-        return self.data.profile(query)
+        return {**self.data.profile(query), "sites": np.asarray(1.0)}
 
     def _moments(self, query: Query) -> dict[str, Array]:
         return self.data.moments(query)
@@ -143,6 +158,8 @@ class Trainer:
             if not (np.isfinite(said.scores).all() and np.isfinite(said.losses).all()):
                 raise unfinite()
             found |= blocks(self.job.kind, said, test.y, name)
+            if self.job.privacy is not None:
+                found |= noisy(self.job.kind, said, test.y, mean=isinstance(self.job.privacy, SiteDP))
         return found
 
     def _site(self, query: Query, model: Model, train: Rows) -> LocalSite:
@@ -152,7 +169,12 @@ class Trainer:
         def seed(training: int) -> int:
             return self.seed(query.config["round"], training)
 
-        return LocalSite(self.job, query, model, self._workshop.flat, train, seed, kept)
+        stream = Stream(self.randomness(query, "steps")) if isinstance(self.job.privacy, RowDP) else None
+        return LocalSite(self.job, query, model, self._workshop.flat, train, seed, kept, stream)
+
+    def randomness(self, query: Query, use: str) -> Randomness:
+        """Of this site's noise. Args: use: what for; each has its own."""
+        return self._workshop.randomness(self.site, query, use)
 
     def seed(self, round_: int, training: int = 1) -> int:
         """Of everything random in one round's training here, or in its second, third ... training."""
@@ -164,11 +186,16 @@ class Trainer:
         self._workshop.read(query)
         if self._prepared is None or self._prepared[0] != self._workshop.fitted:
             x = self.data.design(query)
-            train = Rows(np.ascontiguousarray(x[~self.test]), self.y[~self.test])
+            train = Rows(np.ascontiguousarray(x[~self.test]), self.y[~self.test], self._train_units())
             test = Rows(np.ascontiguousarray(x[self.test]), self.y[self.test])
             self._prepared = (self._workshop.fitted, train, test)
         _, train, test = self._prepared
         return self._workshop.model(query, math.prod(train.x.shape[1:])), train, test
+
+    def _train_units(self) -> npt.NDArray[np.int64] | None:
+        if self.data.units is None:
+            return None
+        return np.unique(self.data.units[~self.test], return_inverse=True)[1].astype(np.int64)
 
 
 def diverged(query: Query) -> TaskError:

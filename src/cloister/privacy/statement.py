@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class PrivacyStatement:
     """Attributes:
-    mechanism: "none" (exact sums; no differential privacy).
-    unit: whose presence is protected: "row", "site" or "none".
-    epsilon, delta: at which; None without differential privacy.
+    mechanism: "none" (exact sums; no differential privacy), or what adds the noise.
+    unit: whose presence is protected: "row", "site", a column that says whose row it is, or "none".
+    epsilon, delta: that all opened sums together cost each unit; None without differential privacy.
     seal: "sealed" (only sums were opened), or how a simulation in one process summed: "ideal" or "masks".
     colluders: sites that may collude with the coordinator before a single honest site's sum share is exposed.
+    asked: the epsilon of the job.
+    events: what was released, as `accounting.Event` writes it: epsilon follows from them and delta.
+    conditions: what else must hold, as sentences.
     """
 
     mechanism: str
@@ -21,6 +26,9 @@ class PrivacyStatement:
     delta: float | None
     seal: str
     colluders: int
+    asked: float | None = None
+    events: tuple[Mapping[str, Any], ...] = ()
+    conditions: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -34,7 +42,11 @@ class PrivacyStatement:
             opened = f"Simulated in one process: the same integer sums as a sealed federation, {how}."
         if self.mechanism == "none":
             return f"{opened} No differential privacy: what the sums themselves reveal is not bounded."
-        return f"{opened} {self.mechanism}, unit {self.unit}: epsilon {self.epsilon:.3g} at delta {self.delta:.3g}."
+        if self.epsilon is None or self.delta is None:
+            return f"{opened} {self.mechanism}, but no claim: {' '.join(self.conditions)}"
+        whose = {"row": "one row", "site": "one site"}.get(self.unit, f"all rows of one {self.unit}")
+        spent = f"epsilon {self.epsilon:.3g} of {self.asked:.3g}" if self.asked else f"epsilon {self.epsilon:.3g}"
+        return f"{opened} {self.mechanism}: {spent} at delta {self.delta:.3g} spent, for {whose}."
 
     def as_json(self) -> dict[str, object]:
         return {**asdict(self), "sentence": self.sentence}

@@ -6,44 +6,65 @@ The same function runs in the simulator and in a site's agent, after the (untrus
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from cloister.privacy import clip_l2
+from cloister.privacy.noise import Randomness, Stream
+from cloister.privacy.release import noisy_steps
+from cloister.seal.threshold import colluders_tolerated, threshold
 from cloister.vector import Answer, FixedPoint, Query
 from cloister.vector.errors import LayoutError, TaskError
-from cloister.vector.layout import Words
+from cloister.vector.layout import Noise, Words
 from cloister.vector.query import CLIPPED, ROWS
 
 
-def contribute(answer: Answer, query: Query, coder: FixedPoint) -> Words:
+def contribute(answer: Answer, query: Query, coder: FixedPoint, randomness: Randomness = os.urandom) -> Words:
     """One site's contribution to a sealed sum: clipped, weighted, in fixed point.
 
     Args:
       answer: from the training code; nothing in it is trusted.
       query: as broadcast.
       coder: of `query.sealed_layout`, for as many sites as the plan names.
+      randomness: of noise, where the layout asks for it. Only a simulation that claims nothing gives another one.
     Returns: words[coder.size]. The site's rows and its number of clipped coordinates are words of it.
     Raises: TaskError: blocks, shapes or dtypes differ from the layout, or a value is NaN or infinite.
     """
-    rows = min(answer.rows, query.max_rows)
-    limits = {block.name: block.clip for block in query.layout.blocks}
-    values: dict[str, npt.NDArray[Any] | float] = {ROWS: float(answer.rows), CLIPPED: 0.0}
-    clipped = 0
-    for name, value in _checked(answer, query).items():
-        limit = limits[name]
-        values[name] = value
-        if limit is not None:
-            values[name], shrunk = clip_l2(value, limit)
-            clipped += value.size if shrunk else 0
+    values, clipped = _checked(answer, query), 0
+    hides_sites = any(block.noise and block.noise.shared for block in query.layout.blocks)
+    rows = 1 if hides_sites else answer.rows
+    weight = min(rows, query.max_rows) / query.max_rows
+    words: Words = np.empty(coder.size, coder.dtype)
+    stream = Stream(randomness)
     try:
-        words, beyond_bound = coder.encode(values, rows / query.max_rows)
+        clipped += coder.put(words, ROWS, float(rows))
+        for block in query.layout.blocks:
+            value = values[block.name]
+            if block.clip is not None:
+                value, shrunk = clip_l2(value, block.clip)
+                clipped += value.size if shrunk else 0
+            if block.noise is None:
+                clipped += coder.put(words, block.name, value, weight)
+            else:
+                value = np.clip(value, -block.bound, block.bound)
+                coder.put_steps(words, block.name, noisy_steps(value, block, _honest(block.noise, coder), stream))
     except LayoutError as fault:
         raise TaskError(f"the answer to {query.task!r} cannot be sealed: {fault}", mend=_MEND) from None
-    coder.put(words, CLIPPED, float(clipped + beyond_bound))
+    coder.put(words, CLIPPED, 0.0 if hides_sites else float(clipped))  # whether a site was clipped is its own affair
     return words
+
+
+def _honest(noise: Noise, coder: FixedPoint) -> int:
+    """Sites whose noise counts: of the fewest that open the sum, those that do not collude."""
+    fewest = threshold(coder.sites)
+    colluders = colluders_tolerated(coder.sites, fewest) if noise.colluders is None else noise.colluders
+    if fewest - colluders < 1:
+        raise LayoutError(f"of {fewest} sites that open the sum, {colluders} are said to collude")
+    return fewest - colluders
 
 
 _MEND = "A smaller learning rate, a clip, or a check of the model's loss usually mends it."

@@ -16,6 +16,7 @@ import numpy as np
 
 from cloister.algorithms import Preparation, evaluation
 from cloister.job import Arrays, Impute, Job, OneHot, Standardize
+from cloister.round import private
 from cloister.vector import Layout, Query, State, Total, flatten
 from cloister.vector.errors import JobError
 from cloister.vector.layout import Block
@@ -45,11 +46,17 @@ class Program:
         query = self._ask_stage(state)
         if query is None:
             return None
-        return replace(query, config={**query.config, "step": state.facts["step"]})
+        query = replace(query, config={**query.config, "step": state.facts["step"]})
+        return private.asked(self.job, state, query) if self.job.privacy else query
 
     def learn(self, state: State, total: Total) -> State:
         """The next state, from the total of the question that `ask(state)` gave."""
+        query = self.ask(state) if self.job.privacy else None
+        if query is not None:
+            total = private.opened(self.job, query, total)
         after = _LEARN[state.facts["stage"]](self, state, total)
+        if query is not None:
+            after = private.spent(self.job, query, total, after)
         return after.with_({"step": state.facts["step"] + 1})
 
     # --- questions
@@ -72,7 +79,7 @@ class Program:
         query = self.job.algorithm.ask(state)
         assert query is not None, "the stage is left when the algorithm has no more questions"
         loss = Block("train_loss", (), bound=TRAIN_LOSS_BOUND, weighted=True, wide=True)
-        evaluates = self._evaluates(state.facts["round"])
+        evaluates = self.job.evaluates(state.facts["round"])
         tests = self._tests() if evaluates else ()
         config = {**query.config, "evaluate": evaluates}
         blocks = (*query.layout.blocks, loss, *tests)
@@ -103,17 +110,22 @@ class Program:
         return tuple(block for model in models for block in evaluation.blocks(self.job.kind, model))
 
     def _metrics(self, total: Total) -> dict[str, float | None]:
+        if self.job.privacy:
+            return private.metrics(self.job, total)
         return evaluation.all_metrics(total.sums, self.job.kind, self.job.algorithm.measured)
-
-    def _evaluates(self, round_: int) -> bool:
-        return self.job.evaluate is not None and round_ % self.job.evaluate.every == 0
 
     # --- steps
 
     def _learn_profile(self, state: State, total: Total) -> State:
-        rows, fitted = self.preparation.learn_profile(total)
-        facts = {"rows": rows, "sites": total.sites}
-        after = state.with_(facts, {**fitted, "fit/missing": np.rint(total.sums["missing"])})
+        plan = self.preparation
+        if self.job.privacy:
+            rows, fitted = private.counted(self.job, total), private.declared(self.job, plan.numeric, plan.categories)
+        else:
+            rows, fitted = plan.learn_profile(total)
+            fitted["fit/missing"] = np.rint(total.sums["missing"])
+            if plan.declared:
+                fitted |= private.declared(self.job, plan.numeric, {})
+        after = state.with_({"rows": rows, "sites": total.sites}, fitted)
         if self.preparation.needs_mean:
             return after.with_({"stage": "mean"})
         return self._start_training(after)
@@ -144,7 +156,7 @@ class Program:
     def _learn_train(self, state: State, total: Total) -> State:
         """A training question also measures the model that it broadcasts: metrics belong to the round before."""
         history = list(state.facts["history"])
-        if self._evaluates(state.facts["round"]):
+        if self.job.evaluates(state.facts["round"]):
             history[-1] = {**history[-1], **self._metrics(total)}
             state = _with_best(state, history[-1], self.job.algorithm.patience)
         after = self.job.algorithm.learn(state, total)
@@ -153,8 +165,9 @@ class Program:
             "rows": round(total.rows),
             "sites": total.sites,
             "clipped": round(total.clipped),
-            "train_loss": float(total.mean("train_loss")),
         }
+        if "train_loss" in total.sums:
+            row["train_loss"] = float(total.mean("train_loss"))
         stopped = _waited(state, self.job.algorithm.patience)
         if stopped:
             after = after.with_(None, {"model": state.tensors["best/model"]})
@@ -213,6 +226,7 @@ def preparation_of(job: Job, columns: Mapping[str, str]) -> Preparation:
         categories={name: None if known is None else len(known) for name, known in declared.items()},
         impute=Impute in steps,
         standardize=isinstance(standardize, Standardize) and standardize.by == "federation",
+        declared=isinstance(standardize, Standardize) and standardize.ranges is not None,
         drop_first=isinstance(one_hot, OneHot) and one_hot.drop_first,
         min_rows=one_hot.min_rows if isinstance(one_hot, OneHot) else 0,
         classes=job.classes,

@@ -13,6 +13,7 @@ from cloister.job import Arrays, Job
 from cloister.learn import Trainer, predict
 from cloister.learn.arrays import ArrayData
 from cloister.learn.comparison import HIGHER_IS_BETTER, Comparison, measure
+from cloister.learn.prepare import split, unit_of
 from cloister.round import Program, run
 from cloister.simulation.cohort import LocalCohort
 from cloister.simulation.engine import SerialEngine
@@ -31,20 +32,20 @@ def compare(
     """Measures a federated model against each site's own and the pooled one, on the union of all test rows.
 
     The baselines take the same number of rounds, local epochs and batch size; the pooled one is plain minibatch
-    training on every site's training rows. A model of which a part stays at each site is measured by the federation's
-    own sealed sums, since nobody has it whole.
+    training on every site's training rows; both are without noise. A model of which a part stays at each site is
+    measured by the federation's own sealed sums, since nobody has it whole.
 
     Args:
       tables: of the sites, by name. state: the federation's final state, simulated or real.
       say: takes a line before each training.
     """
-    quiet = dataclasses.replace(job, algorithm=job.algorithm.alone())
+    quiet = dataclasses.replace(job, algorithm=job.algorithm.alone(), privacy=None)
     if quiet.evaluate is not None:  # the baselines are measured once, here
         quiet = dataclasses.replace(quiet, evaluate=dataclasses.replace(quiet.evaluate, every=NEVER))
     sites = {}
     for site, table in tables.items():
         try:
-            sites[site] = Trainer(quiet, table, site)
+            sites[site] = _tested_alike(job, Trainer(quiet, table, site))
         except DataError:
             continue  # a site that could take no part has no test rows either
     local = {}
@@ -60,6 +61,14 @@ def compare(
         train_rows={site: trainer.rows for site, trainer in sites.items()},
         test_rows=sum(int(trainer.test.sum()) for trainer in sites.values()),
     )
+
+
+def _tested_alike(job: Job, trainer: Trainer) -> Trainer:
+    """The same test rows as in the federation, which keeps the rows of one patient together."""
+    if unit_of(job) is not None:
+        trainer.test = trainer.data.test = split(job, trainer.data.features, trainer.site)
+        trainer.rows = int((~trainer.test).sum())
+    return trainer
 
 
 def _alone(job: Job, like: State, trainer: Trainer) -> State | None:

@@ -58,8 +58,10 @@ class Engine(Protocol):
 class SerialEngine:
     """One site after the other, in this thread. The first sites' trainers are kept, up to a limit."""
 
-    def __init__(self, job: Job, data: Mapping[str, Any], memory: SiteState | None = None) -> None:
-        self.job, self.data, self._workshop = job, data, Workshop(job, memory)
+    def __init__(
+        self, job: Job, data: Mapping[str, Any], memory: SiteState | None = None, reproducible: bool = False
+    ) -> None:
+        self.job, self.data, self._workshop = job, data, Workshop(job, memory, reproducible=reproducible)
         self._kept: dict[str, Trainer] = {}
         self._kept_bytes = 0
 
@@ -86,7 +88,9 @@ class SerialEngine:
         """Every site's own contribution, or why it has none."""
         for site in sites:
             try:
-                yield Part((site,), contribute(self.answer(query, site), query, coder))
+                trainer = self.trainer(site)
+                answer, randomness = trainer.answer(query), trainer.randomness(query, "sum")
+                yield Part((site,), contribute(answer, query, coder, randomness))
             except (TaskError, DataError) as fault:
                 yield Part((site,), None, fault)
 
@@ -134,12 +138,18 @@ def cores() -> int:
 
 
 def make_engine(
-    name: str, job: Job, data: Mapping[str, Any], processes: int | None = None, memory: SiteState | None = None
+    name: str,
+    job: Job,
+    data: Mapping[str, Any],
+    processes: int | None = None,
+    memory: SiteState | None = None,
+    reproducible: bool = False,
 ) -> Engine:
     """Args:
       name: one of ENGINES.
       processes: how many, by default one for each core.
       memory: what sites keep between rounds, where the algorithm has them do so.
+      reproducible: see `simulate`.
 
     Raises: UsageError: an unknown name, a number of processes without sense.
     """
@@ -153,7 +163,7 @@ def make_engine(
         from cloister.simulation.batched import BatchedEngine
 
         return BatchedEngine(job, data, memory).check()
-    serial = SerialEngine(job, data, memory)
+    serial = SerialEngine(job, data, memory, reproducible)
     if name == "processes":
         return _processes(serial, processes or cores())
     if name == "auto" and hasattr(os, "fork"):
