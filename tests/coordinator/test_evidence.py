@@ -209,7 +209,7 @@ def test_log_audits_and_evidence_of_a_run(
     audited = said(capsys, "verify", str(results), "--audit", "44", *lee)
     assert audited["federation"] == "heart"
     sums = {claim["claim"]: claim for claim in audited["claims"]}
-    assert "in full for 3 of 4" in sums["sums"]["why"]  # of one round the vectors are not kept any more
+    assert "audits show 3 of 4" in sums["sums"]["why"]  # of one round the vectors are not kept any more
     assert sums["root key"]["outcome"] == sums["log"]["outcome"] == sums["model file"]["outcome"] == "proven"
     kept_now = sorted(path.name.partition("-")[0] for path in (results / "audits").iterdir())
     assert kept_now == ["00001", "00002", "00003"]

@@ -274,7 +274,7 @@ def test_what_is_not_there_is_not_proven_and_no_finding(evidence):
     assert verdict.ok
     assert len(verdict.proven) == 3  # members, receipts, masked vectors
     told = " ".join(verdict.unproven)
-    for missing in ("survivors", "opened sums: 0 of", "word for word", "log"):
+    for missing in ("signatures are there for 0 of 6", "0 of 6 steps", "word for word", "checkpoint"):
         assert missing in told
 
 

@@ -240,8 +240,8 @@ def _with_model(verdict: Verdict, folder: Path, evidence: Evidence) -> Verdict:
     found = [Finding("BadModel", "folder", f"it is not what the {MADE[name]} says", file=name) for name in wrong]
     if found:
         return verdict.also(Claim(of, "FAILED", found[0].sentence), found)
-    why = "model.safetensors and job.json are those of the final state and the job; history.csv and report.html are"
-    return verdict.also(Claim(of, "proven", f"{why} for reading only"))
+    why = "model.safetensors and job.json are made of that state and job; history.csv and report.html are for reading"
+    return verdict.also(Claim(of, "proven", why))
 
 
 def _made(evidence: Evidence) -> dict[str, bytes]:

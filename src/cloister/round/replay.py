@@ -16,7 +16,7 @@ from cloister.vector import State, digest, open_total
 from cloister.vector.errors import BadModel, BadSum, CloisterError
 
 Made = TypeVar("Made")
-SAME = "Before you accuse anybody, verify with the versions and on the kind of processor that ran it: roundings differ."
+SAME = "Before you accuse anybody, verify with the same versions, on the same kind of processor: roundings differ."
 
 
 def make_program(job: Job, final: State) -> Program:

@@ -85,12 +85,8 @@ class Verdict:
 
 
 BEYOND = (
-    Claim(
-        "the sites' data",
-        "not proven",
-        "that sites told the truth about their data, and trained as the job says: each sealed what it chose to seal",
-    ),
-    Claim("other rounds", "not proven", "that no round was opened that has no receipt: void rounds leave none"),
+    Claim("the sites' data", "not proven", "what each site sealed, and how it trained, is its own word"),
+    Claim("other rounds", "not proven", "a round without a receipt shows nowhere here; void rounds have none"),
 )
 
 

@@ -113,8 +113,8 @@ class _Replay:
         self._claim(
             "members",
             before,
-            f"{count(len(self._rosters), 'roster')} in one chain, each signed by the root key",
-            "who the members are: there is no roster",
+            f"{count(len(self._rosters), 'roster')} in one chain, signed by the root key",
+            "there is no roster",
             enough=bool(self._rosters),
         )
 
@@ -122,16 +122,13 @@ class _Replay:
         """Whose federation this is: the one thing that the evidence cannot show by itself."""
         words = " / ".join(fingerprint_words(key) for key in self._evidence.roots)
         if any(roster.federation == SIMULATION for roster in self._rosters.values()):
-            why = (
-                "that there was a federation: this is a simulation, one process made all keys and played all parties"
-            )
+            return Claim("root key", "not proven", "a simulation: one process made all keys and played all parties")
+        if not self._evidence.pinned:
+            why = f"trusted as found: compare its words with the operator's ({words})"
             return Claim("root key", "not proven", why)
-        if self._evidence.pinned and not self._rosters:
-            return Claim("root key", "not proven", f"no roster is signed by the root key that you pinned ({words})")
-        if self._evidence.pinned:
-            return Claim("root key", "proven", f"everything below rests on the root key that you pinned ({words})")
-        why = "whose federation this is: the root key is trusted as found. Compare its words with the operator's"
-        return Claim("root key", "not proven", f"{why} ({words})")
+        if not self._rosters:
+            return Claim("root key", "not proven", f"no roster is signed by the one that you pinned ({words})")
+        return Claim("root key", "proven", f"the one that you pinned ({words})")
 
     # receipts
 
@@ -149,15 +146,15 @@ class _Replay:
         self._claim(
             "receipts",
             before,
-            f"{count(len(self._rounds), 'receipt')}, each signed by the coordinator, in one chain of one run; plan,"
-            " threshold and survivors of each are within the rules",
-            "that the receipts are one unbroken chain",
+            f"{count(len(self._rounds), 'receipt')}: signed, in one chain of one run, each within the rules",
+            "not all can be read",
             enough=self._complete,
         )
 
     def _check_sites(self) -> None:
         before = len(self._findings)
         for each in self._rounds:
+            self._told(f"signatures of {each.where}")
             for signed in audit.signed_roots(each.receipt):
                 with self._finding(each.where, each.file("receipts")):
                     signed.verify(each.roster.key_of(signed.site, "site"))
@@ -165,8 +162,8 @@ class _Replay:
         self._claim(
             "masked vectors",
             before,
-            f"each of the {vectors} that were summed is signed for by its site, for its round alone",
-            "that the masked vectors are the sites' own",
+            f"{vectors}, each signed for by its site, for its round alone",
+            "not all receipts can be read",
             enough=self._complete,
         )
 
@@ -180,8 +177,8 @@ class _Replay:
         self._claim(
             "survivors",
             before,
-            "in every round a threshold of sites signed one and the same survivor set",
-            f"that sites agreed on the survivors: signatures are there for {seen} of {len(self._rounds)} rounds",
+            "in every round a threshold of sites signed one and the same set",
+            f"signatures are there for {seen} of {len(self._evidence.rounds)} rounds",
             enough=self._complete and seen == len(self._rounds),
         )
 
@@ -199,15 +196,12 @@ class _Replay:
         self._claim(
             "model",
             before,
-            f"it follows, bit for bit, from the job and the {count(done, 'opened sum')}: the initial model, every"
-            " query and every state were recomputed",
-            f"that it follows from the opened sums: {done} of {len(self._evidence.rounds)} steps could be recomputed",
+            f"it follows, bit for bit, from the job and {count(done, 'opened sum')}",
+            f"{done} of {len(self._evidence.rounds)} steps could be recomputed from opened sums",
             enough=ended,
         )
         if more:
-            self._claims.append(
-                Claim("end of the run", "not proven", "that it is at its end: the job has more to ask")
-            )
+            self._claims.append(Claim("end of the run", "not proven", "the job has more to ask"))
 
     def _read_job(self) -> Job | None:
         with self._finding("job", "job.bundle"):
@@ -232,7 +226,7 @@ class _Replay:
         for done, each in enumerate(self._rounds if self._complete else ()):
             if each.evidence.total is None:
                 return state, done
-            self._told(each.where)
+            self._told(f"model of {each.where}")
             found, file = len(self._findings), self._file_of_step(each, job)
             with self._finding(each.where, each.file("totals")):
                 check_total(each, each.evidence.total)
@@ -263,9 +257,8 @@ class _Replay:
         self._claim(
             "sums",
             before,
-            f"{count(rounds, 'opened sum')}: word for word those of the signed masked vectors",
-            "that every opened sum is, word for word, that of the signed masked vectors: audits show it in full for"
-            f" {full} of {rounds}",
+            f"{rounds}, word for word those of the signed masked vectors",
+            f"audits show {full} of {rounds} to be, word for word, those of the signed masked vectors",
             enough=self._complete and full == rounds,
         )
         if chances and len(self._findings) == before:
@@ -274,9 +267,8 @@ class _Replay:
                 Claim(
                     "pieces of sums",
                     "proven",
-                    f"in {count(len(chances), 'round')} the challenged ones are those of the signed masked vectors;"
-                    f" that finds an altered tenth with a chance of {min(chances):.0%} at least"
-                    + ("" if mine else ", if the nonces are your own"),
+                    f"those challenged in {count(len(chances), 'round')} are right, which finds an altered tenth with"
+                    f" a chance of {min(chances):.0%} at least" + ("" if mine else ", if the nonces are your own"),
                 )
             )
 
@@ -321,9 +313,9 @@ class _Replay:
         self._claim(
             "log",
             before,
-            f"all receipts are in a log of {newest}, and the {count(len(found), 'checkpoint')} at hand, of the"
-            f" coordinator and of what sites signed, are heads of it{signers}",
-            "that the receipts are in the one log that all sites see",
+            f"every receipt is in one log of {newest}; {count(len(found), 'checkpoint')} of it, the coordinator's and"
+            f" those that sites carried, agree{signers}",
+            "its leaves or its checkpoint are not there",
             enough=self._complete and newest > 0 and bool(log),
         )
 
@@ -337,6 +329,7 @@ class _Replay:
                 self._cosigners |= cosigned
                 found.append((head, where, file))
         for each in self._rounds:
+            self._told(f"keys of {each.where}")
             if each.evidence.keys is not None:
                 with self._finding(each.where, each.file("keys")):
                     for entry in audit.key_entries(each.evidence.keys, each.receipt, each.roster):
