@@ -38,11 +38,14 @@ if TYPE_CHECKING:
     from cloister.job import (
         SGD,
         Adam,
+        AdaptiveClip,
         Arrays,
         Evaluate,
         Impute,
         Job,
         OneHot,
+        RowDP,
+        SiteDP,
         Sklearn,
         Standardize,
         Table,
@@ -59,6 +62,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adam": "job",
+    "AdaptiveClip": "job",
     "Arrays": "job",
     "CentredClipping": "algorithms",
     "CloisterError": "vector",
@@ -85,8 +89,10 @@ _HOMES = {
     "OneHot": "job",
     "PartialSharing": "algorithms",
     "Result": "learn.result",
+    "RowDP": "job",
     "SCAFFOLD": "algorithms",
     "SGD": "job",
+    "SiteDP": "job",
     "Sklearn": "job",
     "Standardize": "job",
     "StepDecay": "algorithms",
@@ -101,6 +107,7 @@ _HOMES = {
 
 __all__ = [
     "Adam",
+    "AdaptiveClip",
     "Arrays",
     "CentredClipping",
     "CloisterError",
@@ -127,8 +134,10 @@ __all__ = [
     "OneHot",
     "PartialSharing",
     "Result",
+    "RowDP",
     "SCAFFOLD",
     "SGD",
+    "SiteDP",
     "Sklearn",
     "Standardize",
     "StepDecay",

@@ -14,9 +14,7 @@ from cloister.learn import complete
 from cloister.learn.memory import InFolder
 from cloister.learn.models import load_back_end
 from cloister.learn.result import Result
-from cloister.privacy import PrivacyStatement
-from cloister.round import Program, choose_cohort, run
-from cloister.seal.threshold import colluders_tolerated, threshold
+from cloister.round import Program, choose_cohort, private, run
 from cloister.simulation.attacks import AttackedEngine, Attackers, Backdoor, Malice, backdoor_success, malice_of
 from cloister.simulation.baselines import compare
 from cloister.simulation.cohort import Dropouts, Event, LocalCohort
@@ -48,6 +46,7 @@ def simulate(
     engine: str = "auto",
     processes: int | None = None,
     folder: str | Path | None = None,
+    reproducible: bool = False,
     progress: Callable[[Event], None] | None = None,
 ) -> Result:
     """Runs a job as a federation would: the same questions, the same integers, the same model, in this process.
@@ -71,6 +70,8 @@ def simulate(
       processes: how many; one for each core if not given.
       folder: where checkpoints are kept. The same call goes on from there after an interruption, and ends with the
         same bits.
+      reproducible: where the job asks for privacy, draw its noise from the seed, so that the run can be repeated to
+        the bit. Noise that can be repeated hides nobody, and the result says so.
       progress: takes the events that a federation's `watch` gives.
     Raises: DataError, JobError, UsageError: the data, the job or a setting. TaskError: training fails at too many
       sites. RoundVoid: too many dropped out.
@@ -81,7 +82,7 @@ def simulate(
     malice = malice_of(attack, attackers, job, list(tables))
     load_back_end(job)  # told before anything runs, and no part of a round's time
     settings: dict[str, Any] = {"sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
-    settings |= {"deadline": deadline, "attack": attack, "attackers": attackers}
+    settings |= {"deadline": deadline, "attack": attack, "attackers": attackers, "reproducible": reproducible}
     store = _store(folder, job, {"data": whereabouts(data), **settings})
     events: list[Event] = [] if store is None else store.events
 
@@ -93,7 +94,7 @@ def simulate(
     sealing = _seal(seal, job, tables, store)
     with contextlib.ExitStack() as held:
         memory = _memory(job, store, held)
-        computing: Engine = make_engine(engine, job, tables, processes, memory)
+        computing: Engine = make_engine(engine, job, tables, processes, memory, reproducible)
         held.callback(computing.close)
         if malice is not None:
             computing = AttackedEngine(computing, malice, job, tables, memory)
@@ -105,7 +106,7 @@ def simulate(
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))
     observe({"event": "done"})
     asked = len(choose_cohort(list(tables), job.algorithm.cohort, job.seed, 0))
-    statement = _statement(seal, asked)
+    statement = private.statement(job, state, seal, asked, reproducible=reproducible)
     conditions = _conditions(job, state, columns, tables, malice)
     return Result(job, state, statement, events, sealing.receipts, comparison, conditions)
 
@@ -170,14 +171,3 @@ def _run(program: Program, cohort: LocalCohort, store: RunFolder | None, seal: s
 def whereabouts(data: Any) -> str | None:
     """Where the data are, for `--resume`; None if they were handed over."""
     return str(Path(data).resolve()) if isinstance(data, str | Path) else None
-
-
-def _statement(seal: str, cohort: int) -> PrivacyStatement:
-    return PrivacyStatement(
-        mechanism="none",
-        unit="none",
-        epsilon=None,
-        delta=None,
-        seal=seal,
-        colluders=colluders_tolerated(cohort, threshold(cohort)),
-    )
