@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ import pytest
 import cloister as cl
 from cloister.cli.app import run as command
 from cloister.seal.identity import Identity
+from cloister.seal.labels import fields
+from cloister.seal.log import Log, origin_of
+from cloister.seal.receipt import Receipt
+from cloister.site.journal import Journal
 
 JOB = cl.Job(
     data=cl.Table("patients", target="ill", classes=2),
@@ -163,6 +168,66 @@ def test_the_root_that_the_reader_brings(results: Path, say: Say, tmp_path: Path
     (results / "trust.json").write_text(json.dumps({"quorum": 1, "roots": [other]}, separators=(",", ":")))
     assert say(results, "--root", root)["ok"]
     assert {finding["file"] for finding in say(results, code=1)["findings"]} == {"trust.json"}
+
+
+def site_of(results: Path, folder: Path, upto: int, head: bytes | None = None) -> Path:
+    """A site's folder that has verified the first `upto` receipts of the run, and a head of the log."""
+    (root,) = json.loads((results / "trust.json").read_text())["roots"]
+    folder.mkdir()
+    (folder / "pinned.json").write_text(json.dumps({"certificate": "", "root_key": root}))
+    (folder / "site.toml").write_text(
+        'id = "kent"\nfederation = "simulation"\ncoordinator = "https://hub:1"\n[data]\n'
+    )
+    note = (results / "log" / "newest.checkpoint").read_bytes() if head is None else head
+    with closing(Journal(folder / "journal.db")) as journal:
+        for place in range(upto):
+            signed = (results / "receipts" / f"{place:05d}.receipt").read_bytes()
+            receipt = Receipt.from_bytes(fields(signed)[0])
+            journal.add_receipt(receipt.plan.run, receipt.plan.round, receipt.digest, signed)
+            journal.set_place(receipt.plan.run, receipt.plan.round, place, note)
+    return folder
+
+
+def test_what_a_site_remembers_agrees(results: Path, say: Say, tmp_path: Path) -> None:
+    kent = site_of(results, tmp_path / "kent", ROUNDS)
+    said = say(results, "--site", kent)
+    assert outcomes(said)["site kent"] == "proven"
+    early = site_of(results, tmp_path / "early", 2)  # it was not there any more
+    assert outcomes(say(results, "--site", early))["site kent"] == "proven"
+    never = site_of(results, tmp_path / "never", 0)
+    assert outcomes(say(results, "--site", never))["site kent"] == "not proven"
+    assert "site.toml" in say(results, "--site", tmp_path, code=2)["message"]
+
+
+def test_a_history_that_the_site_knows_otherwise(results: Path, say: Say, tmp_path: Path, simulated: Path) -> None:
+    """Evidence cut short, evidence of another history, and a head of another log."""
+    kent = site_of(simulated, tmp_path / "kent", ROUNDS)
+    last = f"receipts/{ROUNDS - 1:05d}.receipt"
+    for kind, suffix in (
+        ("receipts", "receipt"),
+        ("totals", "words"),
+        ("keys", "message"),
+        ("consistency", "message"),
+    ):
+        (results / kind / f"{ROUNDS - 1:05d}.{suffix}").unlink()
+    said = say(results, "--site", kent, code=1)
+    assert outcomes(said)["site kent"] == "FAILED"
+    assert ("StaleReceipt", last, "kent") in {(each["name"], each["file"], each["site"]) for each in said["findings"]}
+
+    liar = site_of(simulated, tmp_path / "liar", 0)
+    run = bytes.fromhex(said["run"])
+    with closing(Journal(liar / "journal.db")) as journal:
+        journal.add_receipt(run, 1, b"o" * 32, b"another receipt of round 1")
+    said = say(simulated, "--site", liar, code=1)
+    assert [(each["name"], each["file"]) for each in said["findings"]] == [("StaleReceipt", "receipts/00001.receipt")]
+
+    stranger = Log(origin_of("simulation"), [bytes(32)] * 2).sign(Identity.from_bytes(b"x" * 32))
+    forked = site_of(simulated, tmp_path / "forked", ROUNDS, stranger)
+    said = say(simulated, "--site", forked, code=1)
+    assert {each["file"] for each in said["findings"]} == {"log/kent.checkpoint"}
+    newer = Log(origin_of("simulation"), [bytes(32)] * 99).sign(Identity.from_bytes(b"x" * 32))
+    ahead = site_of(simulated, tmp_path / "ahead", ROUNDS, newer)  # of a log that this one may begin
+    assert say(simulated, "--site", ahead)["ok"]
 
 
 def test_what_is_no_evidence_is_bad_input(results: Path, say: Say, tmp_path: Path) -> None:

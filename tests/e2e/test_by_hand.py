@@ -94,11 +94,13 @@ def test_the_readme_s_federation_and_its_simulation_end_in_the_same_bytes(by_han
     run = status["runs"][0]["run"][:8]
     by_hand.scientist.run("fetch", run, "--out", "again")
     assert (folder / "again" / "model.safetensors").read_bytes() == models["results"]
-    for name, audits in (("again", ("--audit", "44")), ("masked", ())):
-        verdict = by_hand.scientist.json("verify", name, *audits)
+    oslo = ("--site", str(by_hand.steward.folder / "oslo"))
+    for name, options in (("again", ("--audit", "44", *oslo)), ("masked", ())):
+        verdict = by_hand.scientist.json("verify", name, *options)
         claims = {claim["claim"]: claim["outcome"] for claim in verdict["claims"]}
         assert (verdict["receipts"], claims["model"], claims["model file"]) == (7, "proven", "proven")
         assert (claims["root key"] == "proven") == (name == "again")  # a simulation has none
+        assert claims.get("site oslo") == ("proven" if name == "again" else None)
     shown = list((folder / "again" / "audits").iterdir())
     assert [path.name.partition("-")[0] for path in shown] == ["00006"]  # the newest round's vectors are kept
     assert '"done"' in by_hand.scientist.run("watch", run, "--json")

@@ -49,6 +49,13 @@ def verify(
             " pinned.json serve too.",
         ),
     ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A site's folder: what it remembers of the run must agree, and its root key serves as --root.",
+        ),
+    ] = None,
     audit: Annotated[
         int,
         typer.Option(
@@ -75,15 +82,15 @@ def verify(
         with _kept(out) as here:
             run = urlsplit(target).path.strip("/")  # of an id alone it is the whole
             asked = asyncio.run(_fetch(analyst, run, here, audit, as_json, whole=out is not None))
-            verdict, facts = _judged(here, pinned or analyst.root, asked, as_json)
+            verdict, facts = _judged(here, pinned or analyst.root, asked, site, as_json)
     elif out is not None:
         raise UsageError("--out goes with a URL or a run.", mend=f"{target} is kept where it is.")
     elif audit:
         analyst = Analyst.open(folder)
         asked = asyncio.run(_audit(analyst, here, audit, as_json))
-        verdict, facts = _judged(here, pinned or analyst.root, asked, as_json)
+        verdict, facts = _judged(here, pinned or analyst.root, asked, site, as_json)
     else:
-        verdict, facts = _judged(here, pinned, _Asked(), as_json)
+        verdict, facts = _judged(here, pinned, _Asked(), site, as_json)
     _report(verdict, {"target": str(out or target), **facts}, audited=audit > 0, as_json=as_json)
 
 
@@ -171,9 +178,12 @@ async def _audit(analyst: Analyst, folder: Path, count: int, quiet: bool) -> _As
 # what is judged
 
 
-def _judged(folder: Path, root: bytes | None, asked: _Asked, quiet: bool) -> tuple[Verdict, dict[str, Any]]:
+def _judged(
+    folder: Path, root: bytes | None, asked: _Asked, site: Path | None, quiet: bool
+) -> tuple[Verdict, dict[str, Any]]:
     """The verdict on a folder, and what it is about."""
     from cloister.cli.evidence import read_evidence
+    from cloister.cli.memory import compared, remembered, with_head
     from cloister.round import verify as replay
 
     facts: dict[str, Any] = {"federation": "", "run": "", "receipts": 0}
@@ -182,14 +192,19 @@ def _judged(folder: Path, root: bytes | None, asked: _Asked, quiet: bool) -> tup
     except MalformedMessage as fault:
         return _unreadable(fault), facts
     facts |= _about(evidence)
+    memory = None if site is None else remembered(site, facts["run"])
+    if root is None and memory is not None:
+        root = memory.root
     if root is not None:
         _not_private(root, evidence)
         evidence = evidence.trusting(root)
     if asked.note:
         evidence = _with_log(evidence, asked)
+    if memory is not None:
+        evidence = with_head(evidence, memory)
     with _watched(quiet) as told:
-        verdict = replay(evidence, nonces=asked.nonces, told=told)
-    return _with_model(verdict, folder, evidence), facts
+        verdict = _with_model(replay(evidence, nonces=asked.nonces, told=told), folder, evidence)
+    return verdict if memory is None else compared(verdict, evidence, memory), facts
 
 
 def _unreadable(fault: CloisterError) -> Verdict:
