@@ -154,6 +154,12 @@ def test_who_may_ask_for_log_and_audits_and_how(federation: Federation) -> None:
     asyncio.run(act())
 
 
+def test_no_federation_is_called_a_simulation(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="simulation"):
+        init_coordinator(tmp_path / "federation", "simulation", root_path=tmp_path / "root.key")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_log_audits_and_evidence_of_a_run(
     kept: Callable[[int], Federation], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

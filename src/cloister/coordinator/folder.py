@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloister.coordinator.blobs import BlobFolder
 from cloister.coordinator.store import Store
+from cloister.round.evidence import SIMULATION
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
 from cloister.seal.roster import Member, Roster, sign_roster
@@ -115,6 +116,8 @@ def init_coordinator(
     """
     if (folder / "coordinator.toml").exists():
         raise UsageError(f"{folder} holds a coordinator already.", mend="Choose another --folder.")
+    if federation == SIMULATION:
+        raise UsageError(f"{federation!r} is what simulations are called.", mend="Choose another name.")
     if root_path.exists():
         raise UsageError(f"{root_path} exists, and a root key is never overwritten.", mend="Choose another --root.")
     root, identity = Identity.generate(randomness), Identity.generate(randomness)
