@@ -1,4 +1,4 @@
-"""A masked simulation leaves the evidence of a run; its replay ends in the same state, whatever the server computes."""
+"""A masked simulation leaves the evidence of a run; its replay gives the same state, whatever a server computes."""
 
 from __future__ import annotations
 

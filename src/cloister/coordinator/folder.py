@@ -112,7 +112,7 @@ def init_coordinator(
     """Founds a federation: keys, certificate, database, and roster version 1 with the coordinator alone in it.
 
     Args: host, port: by which sites reach it. root_path: where the root key is written; only `admit` needs it.
-    Raises: UsageError: the folder or the root key exists already. RosterRefused: `federation` is no name.
+    Raises: UsageError: the folder or the root key exists already, or the name is reserved. RosterRefused: it is none.
     """
     if (folder / "coordinator.toml").exists():
         raise UsageError(f"{folder} holds a coordinator already.", mend="Choose another --folder.")
