@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -15,6 +16,8 @@ import pytest
 
 import cloister as cl
 from cloister.cli.app import run as command
+from cloister.cli.evidence import read_evidence
+from cloister.round import verify
 from cloister.seal.identity import Identity
 from cloister.seal.labels import fields
 from cloister.seal.log import Log, origin_of
@@ -148,6 +151,15 @@ def test_a_folder_within_the_evidence_is_passed_over(results: Path, say: Say) ->
     (results / "totals" / "notes").mkdir()
     (results / "receipts" / "README.txt").write_text("mine")
     assert say(results)["ok"]
+
+
+def test_no_file_is_held_open_however_many_rounds_there_are(results: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    evidence = read_evidence(results)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert verify(evidence).ok
+    (results / "totals" / "00004.words").write_bytes(b"")  # read when it is looked at, and not before
+    assert not verify(evidence).ok
 
 
 def test_the_root_that_the_reader_brings(results: Path, say: Say, tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cloister.cli.analyst import Analyst
 from cloister.round import Evidence
-from cloister.round.evidence import REQUIRED, SUFFIX, Buffer, file_of, trust_file
+from cloister.round.evidence import REQUIRED, SUFFIX, Content, file_of, trust_file
 from cloister.seal import audit
 from cloister.seal.labels import fields
 from cloister.seal.receipt import Receipt
@@ -20,6 +20,7 @@ from cloister.wire import CoordinatorClient, fetch_roster
 
 FOLDERS = (*SUFFIX, "log")
 BARE = ("job.bundle", "state.bundle")  # results have these, and receipts, without further evidence
+LARGE = ("totals", "audits")
 NEWEST = "newest"  # the name under which a coordinator's checkpoint is kept
 SAVED = {"total": "totals", "keylist": "keys", "consistency": "consistency"}  # as RESULTS and as the folder name them
 T = TypeVar("T")
@@ -96,7 +97,7 @@ def clear(folder: Path) -> None:
             stale.unlink()
 
 
-def write(folder: Path, path: str, data: Buffer) -> int:
+def write(folder: Path, path: str, data: bytes) -> int:
     """Returns: how many bytes."""
     place = folder / path
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ def write(folder: Path, path: str, data: Buffer) -> int:
 
 
 def read_evidence(folder: Path) -> Evidence:
-    """What `fetch` or a simulation saved; the sums stay on the disk until they are looked at.
+    """What `fetch` or a simulation saved; sums and audits stay on the disk until they are looked at.
 
     Raises: UsageError: this is no folder with evidence. MalformedMessage: something is missing; names it.
     """
@@ -122,11 +123,18 @@ def read_evidence(folder: Path) -> Evidence:
     return Evidence.from_files(files)
 
 
-def _content(path: Path) -> Buffer:
-    if path.parent.name != "totals" or not path.stat().st_size:
-        return path.read_bytes()
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+@dataclass(frozen=True)
+class _OnDisk:
+    """A large file: read when it is looked at, and not kept open until then."""
+
+    path: Path
+
+    def __bytes__(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def _content(path: Path) -> Content:
+    return _OnDisk(path) if path.parent.name in LARGE else path.read_bytes()
 
 
 def counted(work: list[T], title: str, quiet: bool) -> Iterable[T]:

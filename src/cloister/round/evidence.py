@@ -23,6 +23,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import SupportsBytes
 
 from cloister.vector.bundle import canonical
 from cloister.vector.errors import MalformedMessage
@@ -38,7 +39,9 @@ SUFFIX = {
     "audits": "audit",
 }
 REQUIRED = ("job.bundle", "state.bundle", "trust.json")
-Buffer = bytes | memoryview
+Content = (
+    bytes | memoryview | SupportsBytes
+)  # what `bytes` makes bytes of; of a large file, only when it is looked at
 
 
 def file_of(kind: str, place: int, nonce: str = "") -> str:
@@ -51,9 +54,9 @@ class RoundEvidence:
     """Of one opened round; None is what is not there. Attributes: audits: by nonce, in hex."""
 
     receipt: bytes
-    total: Buffer | None = field(default=None, repr=False)
+    total: Content | None = field(default=None, repr=False)
     consistency: bytes | None = field(default=None, repr=False)
-    audits: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    audits: Mapping[str, Content] = field(default_factory=dict, repr=False)
     keys: bytes | None = field(default=None, repr=False)
 
 
@@ -83,9 +86,9 @@ class Evidence:
         """The same evidence, judged by root keys that the reader has pinned: any of them must have signed."""
         return replace(self, roots=roots, quorum=1, pinned=True)
 
-    def to_files(self) -> dict[str, Buffer]:
+    def to_files(self) -> dict[str, Content]:
         """By path in the results folder."""
-        files: dict[str, Buffer] = {
+        files: dict[str, Content] = {
             "trust.json": trust_file(self.roots, self.quorum),
             "job.bundle": self.job,
             "state.bundle": self.state,
@@ -99,23 +102,23 @@ class Evidence:
         return files | {f"log/{name}.checkpoint": note for name, note in self.checkpoints.items()}
 
     @classmethod
-    def from_files(cls, files: Mapping[str, Buffer]) -> Evidence:
-        """Args: files: by path, with "/" between parts; other files of the folder are passed over. Of large totals
-          pass views of mapped files: they are read one at a time.
+    def from_files(cls, files: Mapping[str, Content]) -> Evidence:
+        """Args: files: by path, with "/" between parts; other files of the folder are passed over. Sums and
+          audits may be large: `bytes` is called on them one at a time, when they are looked at.
 
         Raises: MalformedMessage: what must be there is not, or something belongs to nothing; names the file.
         """
         if missing := [name for name in REQUIRED if name not in files]:
             raise _broken(missing[0], "is missing.")
-        found: dict[str, dict[int, Buffer]] = {kind: {} for kind in SUFFIX}
-        audits: dict[int, dict[str, bytes]] = {}
+        found: dict[str, dict[int, Content]] = {kind: {} for kind in SUFFIX}
+        audits: dict[int, dict[str, Content]] = {}
         for path, data in files.items():
             parts = NUMBERED.fullmatch(path)
             if parts is None:
                 continue
             kind, place = parts[1], int(parts[2])
             if parts[3]:
-                audits.setdefault(place, {})[parts[3]] = bytes(data)
+                audits.setdefault(place, {})[parts[3]] = data
             else:
                 found[kind][place] = data if kind == "totals" else bytes(data)
         _check_places(found, audits)
@@ -145,18 +148,18 @@ def trust_file(roots: tuple[bytes, ...], quorum: int) -> bytes:
     return canonical({"roots": [key.hex() for key in roots], "quorum": quorum})
 
 
-def round_files(place: int, each: RoundEvidence) -> dict[str, Buffer]:
+def round_files(place: int, each: RoundEvidence) -> dict[str, Content]:
     """What there is of one round, by path."""
     parts = {"receipts": each.receipt, "totals": each.total, "keys": each.keys, "consistency": each.consistency}
     files = {file_of(kind, place): data for kind, data in parts.items() if data is not None}
     return files | {file_of("audits", place, nonce): data for nonce, data in each.audits.items()}
 
 
-def _bytes(data: Buffer | None) -> bytes | None:
+def _bytes(data: Content | None) -> bytes | None:
     return None if data is None else bytes(data)
 
 
-def _check_places(found: Mapping[str, Mapping[int, Buffer]], audits: Mapping[int, Mapping[str, bytes]]) -> None:
+def _check_places(found: Mapping[str, Mapping[int, Content]], audits: Mapping[int, Mapping[str, Content]]) -> None:
     """Raises: MalformedMessage: a roster or receipt is missing in between, or something belongs to no receipt."""
     receipts = found["receipts"]
     for kind, first in (("rosters", 1), ("receipts", 0)):

@@ -9,7 +9,6 @@ import numpy as np
 
 from cloister.job import Job
 from cloister.round.checks import ReceiptedRound
-from cloister.round.evidence import Buffer
 from cloister.round.program import Program
 from cloister.seal import merkle
 from cloister.vector import State, digest, open_total
@@ -37,14 +36,14 @@ def replayed(compute: Callable[[], Made]) -> Made:
         raise BadModel(f"the step cannot be recomputed: {type(fault).__name__}") from None
 
 
-def check_total(each: ReceiptedRound, total: Buffer) -> None:
+def check_total(each: ReceiptedRound, total: bytes) -> None:
     """Raises: BadSum."""
     plan = each.receipt.plan
     if merkle.root_of(total) != each.receipt.sum_root or len(total) != plan.words * plan.coder.dtype.itemsize:
         raise BadSum("the opened sum is not the one that the receipt names")
 
 
-def next_state(program: Program, state: State, each: ReceiptedRound, total: Buffer, job: Job) -> State:
+def next_state(program: Program, state: State, each: ReceiptedRound, total: bytes, job: Job) -> State:
     """Recomputes one step: the query of the plan, and from the sum the state of the receipt.
 
     Raises: BadModel, and what the algorithm raises for such a sum.

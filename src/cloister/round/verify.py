@@ -229,9 +229,10 @@ class _Replay:
             self._told(f"model of {each.where}")
             found, file = len(self._findings), self._file_of_step(each, job)
             with self._finding(each.where, each.file("totals")):
-                check_total(each, each.evidence.total)
+                total = bytes(each.evidence.total)
+                check_total(each, total)
                 with self._finding(each.where, file):
-                    state = next_state(program, state, each, each.evidence.total, job)
+                    state = next_state(program, state, each, total, job)
             if len(self._findings) > found:
                 return state, done
         return state, len(self._rounds)
@@ -278,7 +279,7 @@ class _Replay:
         for nonce, data in sorted(each.evidence.audits.items()):
             self._told(f"audit of {each.where}")
             with self._finding(each.where, each.file("audits", nonce)):
-                answer = audit.Audit.from_bytes(data)
+                answer = audit.Audit.from_bytes(bytes(data))
                 if answer.nonce.hex() != nonce:
                     raise BadSum("an audit that answers another nonce")
                 audit.verify(answer, each.receipt, each.roster)

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from cloister.job import Job
-from cloister.round.evidence import SIMULATION, Buffer, RoundEvidence, file_of, round_files, trust_file
+from cloister.round.evidence import SIMULATION, Content, RoundEvidence, file_of, round_files, trust_file
 from cloister.seal.buckets import check_buckets, partition
 from cloister.seal.client import SealClient
 from cloister.seal.identity import Identity
@@ -112,7 +112,7 @@ class Masks:
     apart = True
 
     def __init__(
-        self, job: Job, sites: Collection[str], keep: Callable[[str, Buffer], None] = lambda path, data: None
+        self, job: Job, sites: Collection[str], keep: Callable[[str, Content], None] = lambda path, data: None
     ) -> None:
         if len(sites) > MAX_COMPLETE:
             raise UsageError(

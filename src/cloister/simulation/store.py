@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.job import Job
+from cloister.round.evidence import Content
 from cloister.vector import State
 from cloister.vector.errors import CloisterError, StateLocked, UsageError
 
@@ -86,11 +87,11 @@ class RunFolder:
     def save(self, state: State) -> None:
         self._open = state
 
-    def keep(self, path: str, data: bytes | memoryview) -> None:
+    def keep(self, path: str, data: Content) -> None:
         """Writes a file of the evidence (`round.evidence`); of an interrupted run it is not looked at again."""
         place = self.folder / path
         place.parent.mkdir(exist_ok=True)
-        place.write_bytes(data)
+        place.write_bytes(bytes(data))
 
     def settled(self) -> None:
         """The events of the step that was saved are told: a checkpoint may be made of it."""
