@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: setup demo test lint fix bench reproduce fuzz docs clean
+.PHONY: setup demo test lint fix bench reproduce fuzz faults docs clean
 
 setup: $(STAMP)  ## make .venv and install everything
 
@@ -47,6 +47,9 @@ reproduce: $(STAMP)  ## published numbers, measured again; NAME=heart, ARGS="--w
 
 fuzz: $(STAMP)  ## inputs into every decoder; ARGS="--inputs 1000000 --seed 1"
 	@$(BIN)/python tests/fuzz/decoders.py $(ARGS)
+
+faults: $(STAMP)  ## SIGKILL at every durable write of a site and of the coordinator
+	@FAULTS=all $(BIN)/pytest tests/faults $(ARGS)
 
 docs: $(STAMP)  ## regenerate what is generated: docs/cli.md
 	@$(BIN)/python -m cloister.cli.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md

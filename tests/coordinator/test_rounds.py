@@ -189,7 +189,6 @@ def test_who_will_not_answer_is_remembered(table: Table) -> None:
     assert table.round.gone == {"b"}
     table.restart()
     assert table.round.gone == {"b"}
-    assert not table.round.has_begun("a")
 
 
 def test_bytes_that_are_not_those_signed_for(table: Table) -> None:

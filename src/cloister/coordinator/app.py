@@ -157,6 +157,8 @@ class Desk:
         name = request.path_params["name"]
         wanted = [(round, *found) for round in self._runs.rounds.values() for found in round.expecting(name)]
         if not wanted:
+            if any(round.announced(name) for round in self._runs.rounds.values()):
+                return Response(status_code=204)  # complete already: the answer was lost on the way
             raise UnexpectedMessage("no site announced this part.")
         (_, site, length), parts = wanted[0], self._hub.parts
         if not parts.has(name):

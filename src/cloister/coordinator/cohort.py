@@ -26,7 +26,15 @@ from cloister.seal.receipt import open_receipt
 from cloister.seal.state import Phase
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.vector import Query, State, Total, open_total
-from cloister.vector.errors import CloisterError, DataError, PeerError, PlanRefused, RoundVoid, TooFewSites
+from cloister.vector.errors import (
+    CloisterError,
+    DataError,
+    PeerError,
+    PlanRefused,
+    RoundVoid,
+    TooFewSites,
+    TooFewSurvivors,
+)
 from cloister.wire import api
 
 ATTEMPTS = 3  # rounds spent on one query before the run fails
@@ -103,7 +111,7 @@ class RemoteCohort:
             tx.refuse_run(self._run.id, fault.site, refusal.model_dump_json())
             tx.add_event(self._run.id, {"event": "refused", **fault.as_json(), "scope": "run"})
 
-        self._hub.store.run_tx("refuse", write)
+        self._hub.store.run_tx("unfit", write)
 
     # who is asked
 
@@ -138,6 +146,29 @@ class RemoteCohort:
                 self._event({"event": "waiting", "sites": live, "needed": MIN_SITES})
             limit = gather_seconds if len(live) >= MIN_SITES else hub.patience.cohort
             await hub.signals.wait([f"run/{self._run.id}", "presence", "catalogue"], min(limit - waited, 1.0))
+        raise Stopping("the coordinator stops.")
+
+    async def _return_of(self, bound: tuple[str, ...]) -> list[str]:
+        """Waits for all the sites that the run is bound to.
+
+        Raises: TooFewSurvivors: one of them refuses the run, or is not there within the patience. Stopped.
+        """
+        hub, started, told = self._hub, time.monotonic(), False
+        while not hub.signals.closing:
+            able = self._able()
+            missing = [site for site in bound if site not in able or not hub.presence.is_live(site)]
+            if not missing:
+                return list(bound)
+            if time.monotonic() - started >= hub.patience.cohort or set(missing) & self._refused().keys():
+                raise TooFewSurvivors(
+                    f"{', '.join(missing)} must answer again: a round was void after its sites had agreed to a sum"
+                    f" over {', '.join(bound)}, and a sum over others would differ from that by single sites.",
+                    mend="Start these sites, then submit the job again.",
+                )
+            if not told:
+                told = True
+                self._event({"event": "waiting", "sites": sorted(set(bound) - set(missing)), "needed": len(bound)})
+            await hub.signals.wait([f"run/{self._run.id}", "presence", "catalogue"], 1.0)
         raise Stopping("the coordinator stops.")
 
     def _members(self) -> list[str]:
@@ -196,8 +227,11 @@ class RemoteCohort:
         last = hub.store.look(lambda tx: tx.last_round(run.id))
         done = hub.store.look(lambda tx: tx.last_round(run.id, "done"))
         number = 0 if last is None else last.number + 1
-        candidates = await self._candidates(hub.patience.gather if last is None else 0.0)
-        sites = choose_cohort(candidates, query.fraction, self._job.seed, query.config.get("step", number))
+        if bound := hub.store.look(lambda tx: tx.bound(run.id)):
+            sites = await self._return_of(bound)
+        else:
+            candidates = await self._candidates(hub.patience.gather if last is None else 0.0)
+            sites = choose_cohort(candidates, query.fraction, self._job.seed, query.config.get("step", number))
         plan = Plan(
             federation=hub.folder.federation,
             run=bytes.fromhex(run.id),

@@ -7,6 +7,7 @@ anew from it and goes on. A phase ends when every site that is awaited and still
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from cloister.vector.errors import (
     BadUpload,
     EnvironmentFailure,
     RoundVoid,
+    TooFewSurvivors,
     UnexpectedMessage,
 )
 from cloister.vector.layout import Words
@@ -50,6 +52,7 @@ class OpenRound:
         self.plan = Plan.from_bytes(row.plan)
         self._previous = bytes.fromhex(row.previous)
         self._roster = hub.members.at(run.roster)
+        self._bound = hub.store.look(lambda tx: tx.bound(run.id))
         self._lock = asyncio.Lock()  # close() works in another thread; no message may come in between
         self._headers: dict[str, MaskedHeader] = {}
         self.gone: set[str] = set()
@@ -147,6 +150,10 @@ class OpenRound:
             for site in self._headers.keys() - self.server.answered():
                 yield from ((site, length) for name, length in self.parts_of(site) if name == part)
 
+    def announced(self, part: str) -> bool:
+        """Whether a site's masked vector has this part."""
+        return any(part == name for site in self._headers for name, _ in self.parts_of(site))
+
     async def part_arrived(self, site: str) -> None:
         """Accepts the site's masked vector once all its parts are here. Raises: BadUpload: they are not as signed."""
         if all(self._hub.parts.has(name) for name, _ in self.parts_of(site)):
@@ -165,10 +172,6 @@ class OpenRound:
             tx.append(self.run, self.number, "gone", site, b"")
             self.gone.add(site)
 
-    def has_begun(self, site: str) -> bool:
-        """Whether the site holds secrets of this round, which its agent loses when it ends."""
-        return self.server.phase is not Phase.KEYS or site in self.server.answered()
-
     # the driving
 
     async def drive(self) -> None:
@@ -181,6 +184,7 @@ class OpenRound:
                 raise RoundVoid(f"round {self.number} was void already.")
             started, phase = time.monotonic(), self.server.phase
             await self._answers()
+            self._check_bound()
             await self._close()
             self.seconds[phase.value] = time.monotonic() - started
 
@@ -199,6 +203,16 @@ class OpenRound:
             await self._hub.signals.wait([f"run/{self.run}", "presence"], horizon - now)
         raise Stopping("the coordinator stops.")
 
+    def _check_bound(self) -> None:
+        """Raises: TooFewSurvivors: the sites would refuse a survivor set other than that of the void round before."""
+        if self.server.phase is Phase.MASKED and self._bound:
+            lost = sorted(set(self._bound) - self.server.answered())
+            if lost:
+                raise TooFewSurvivors(
+                    f"round {self.number}: {', '.join(lost)} did not answer, and a sum can only be opened with them.",
+                    mend=f"The sites signed the survivors of a void round, {', '.join(self._bound)}.",
+                )
+
     async def _close(self) -> None:
         async with self._lock:
             phase, answered, awaited = self.server.phase, self.server.answered(), self.server.awaited()
@@ -210,6 +224,8 @@ class OpenRound:
 
             def write(tx: Tx) -> None:
                 tx.append(self.run, self.number, "close", "", agreement)
+                if phase is Phase.MASKED:
+                    tx.set_round(self.run, self.number, survivors=json.dumps(self.server.u3))
                 for site, body in outgoing.items():
                     tx.mail(site, self._hub.letter(MAIL[phase], site, self.run, self.number, body))
                 missing = sorted(awaited - answered)

@@ -175,8 +175,7 @@ class Runs:
             tx.set_catalogue(envelope.sender, envelope.body)
             tx.touched.add("catalogue")
             for round in self.rounds.values():
-                if round.has_begun(envelope.sender):
-                    round.drop(tx, envelope.sender)
+                round.drop(tx, envelope.sender)  # it forgot its secrets, or the message that opened the round
 
         self._hub.store.run_tx("catalogue", write)
 

@@ -65,7 +65,8 @@ class Run:
 @dataclass(frozen=True)
 class Round:
     """One round of a run. outcome: "open", "done" or "void". The rest once it is done: receipt, and as blobs (digests
-    in hex) the signed receipt, the total, messages 2 and 8; opening: the secrets that were rebuilt, 32 bytes each."""
+    in hex) the signed receipt, the total, messages 2 and 8; opening: the secrets that were rebuilt, 32 bytes each.
+    survivors: a JSON list of ids, once message 6 was sent."""
 
     run: str
     number: int
@@ -79,6 +80,7 @@ class Round:
     keylist: str | None = None
     consistency: str | None = None
     opening: bytes | None = None
+    survivors: str | None = None
 
 
 class Tx:
@@ -201,6 +203,15 @@ class Tx:
         query = select(t.round).where(t.round.c.run == run).order_by(t.round.c.number.desc()).limit(1)
         row = self._run(query if outcome is None else query.where(t.round.c.outcome == outcome)).first()
         return None if row is None else Round(**row._mapping)
+
+    def bound(self, run: str) -> tuple[str, ...]:
+        """Over whom the run's next sum must be: the survivors of a void round since its last receipt; () for whoever
+        survives."""
+        open_since: list[str | None] = []
+        for row in self.rounds(run):
+            open_since = [] if row.outcome == "done" else [*open_since, row.survivors]
+        told = [json.loads(survivors) for survivors in open_since if survivors is not None]
+        return tuple(told[-1]) if told else ()
 
     def append(self, run: str, round: int, kind: str, site: str, data: bytes) -> None:
         """One more thing that the round's seal machine was told; a message that is there already is kept once."""

@@ -101,6 +101,7 @@ run_refusal = Table(
 
 # outcome: open -> done | void. previous, receipt: digests of the run's receipts; blob: of the signed receipt
 # total, keylist, consistency: digests of the opened sum and of messages 2 and 8; opening: the secrets rebuilt for it
+# survivors: the ids in message 6, JSON, from when it was sent: until a sum opens, the run is bound to them
 round = Table(
     "round",
     metadata,
@@ -116,6 +117,7 @@ round = Table(
     Column("keylist", HEX, nullable=True),
     Column("consistency", HEX, nullable=True),
     Column("opening", LargeBinary, nullable=True),
+    Column("survivors", Text, nullable=True),
 )
 
 # the log of all receipts: their leaf hashes, by place, which counts from 0; append-only. receipt: of the signed bytes

@@ -79,8 +79,8 @@ class Journal(Protocol):
     def once(self, slot: str, value: bytes) -> None:
         """Durable before it returns; the same value again is fine.
 
-        Slots: "RUN/ROUND/open", "RUN/ROUND/survivors", "RUN/ROUND/unmask", "RUN/query/QUERY/survivors", with the run
-        and the query's digest in hex.
+        Slots: "RUN/ROUND/open", "RUN/ROUND/survivors", "RUN/ROUND/unmask", "RUN/query/QUERY/survivors",
+        "RUN/after/RECEIPT/survivors", with the run, the query's digest and that of the last receipt in hex.
         Raises: RoundReplayed (open, unmask), SurvivorSetConflict (survivors): the slot holds another value.
         """
 
@@ -369,8 +369,9 @@ class SealClient:
             entry.verify(self._roster.key_of(entry.site, "site"))
         u3_digest = derive.survivors_digest(self._context, self._h1, self._u2_digest, entries)
         answer = Consistent(self._context, u3_digest, self.site).signed(self._identity).to_bytes()
-        slot = f"{self.plan.run.hex()}/query/{self.plan.query.hex()}/survivors"
-        self._journal.once(slot, derive.survivor_names_digest(sites))
+        names, run = derive.survivor_names_digest(sites), self.plan.run.hex()
+        self._journal.once(f"{run}/after/{self._last_receipt.hex()}/survivors", names)
+        self._journal.once(f"{run}/query/{self.plan.query.hex()}/survivors", names)
         self._once("survivors", u3_digest)
         self._u3, self._u3_digest, self._uploads = sites, u3_digest, entries
         return answer
