@@ -17,6 +17,7 @@ from cloister.cli.analyst import Analyst
 from cloister.cli.app import run as command
 from cloister.cli.evidence import ask_audits, fetch_evidence, read_evidence
 from cloister.coordinator import admit, init_coordinator
+from cloister.coordinator.audits import Auditor
 from cloister.coordinator.folder import Folder, open_folder
 from cloister.coordinator.log import ReceiptLog
 from cloister.coordinator.rounds import OpenRound, little_endian
@@ -222,12 +223,13 @@ def test_log_audits_and_evidence_of_a_run(
     some = said(capsys, "verify", f"{analyst.url}/{run[:6]}", "--audit", "1", *lee)
     (pieces,) = [claim["why"] for claim in some["claims"] if claim["claim"] == "pieces of sums"]
     assert "in 2 rounds" in pieces
-    assert "if the nonces are your own" not in pieces
+    assert "are your own" not in pieces
     newest = said(capsys, "verify", analyst.url, "--out", str(results.parent / "fetched"), *lee)
     assert newest["run"] == run
     assert (results.parent / "fetched" / "model.safetensors").read_bytes() == (
         results / "model.safetensors"
     ).read_bytes()
+    fewer_leaves_than_asked_for(monkeypatch, capsys, f"{analyst.url}/{run}", lee)
     a_log_that_shrank_or_forked(monkeypatch, capsys, results, lee)
 
 
@@ -245,6 +247,24 @@ async def the_log_holds(client: CoordinatorClient, site: Member, receipts: list[
         for name, since in ((digest(receipts[0]), len(receipts) + 1), (bytes(32), 0)):
             with pytest.raises(UsageError, match="does not hold"):
                 await own.entry(name, since)
+
+
+def fewer_leaves_than_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, lee: tuple[str, ...]
+) -> None:
+    """A coordinator that stops before the piece that it altered."""
+    honest = Auditor.answer
+
+    async def sparing(self: Auditor, asked: api.Challenge) -> bytes:
+        return await honest(self, asked.model_copy(update={"count": 1}))
+
+    with monkeypatch.context() as lying:
+        lying.setattr(Auditor, "answer", sparing)
+        found = said(capsys, "verify", url, "--audit", "2", *lee, code=1)
+    assert [(each["name"], each["where"]) for each in found["findings"]] == [
+        ("BadSum", "round 1"),
+        ("BadSum", "round 2"),
+    ]
 
 
 def a_log_that_shrank_or_forked(
@@ -303,7 +323,7 @@ def test_a_sum_forged_after_opening(
         await fetch_evidence(client, analyst, run, folder, quiet=True)
         blind = verify(read_evidence(folder))
         nonces = await ask_audits(client, read_evidence(folder), folder, 44, quiet=True)
-        return blind, verify(read_evidence(folder).trusting(analyst.root), nonces=nonces)
+        return blind, verify(read_evidence(folder).trusting(analyst.root), asked=nonces)
 
     blind, audited = ran(federation, analyst, act)
     assert blind.ok

@@ -391,6 +391,12 @@ def test_a_partial_audit_is_told_as_partial(evidence):
     verdict = verify(with_round(evidence, 0, audits={bytes(32).hex(): part}))
     assert verdict.ok
     assert any(f"a chance of {1 / total:.0%}" in claim for claim in verdict.proven)
+    short = with_round(evidence, 0, audits={bytes(32).hex(): part})
+    assert verify(short, asked={bytes(32).hex(): 1}).ok
+    fewer = verify(short, asked={bytes(32).hex(): 2})  # where the second piece would have shown the lie
+    assert names(fewer) == {("BadSum", "round 0")}
+    assert "where 2 were asked for" in fewer.findings[0].message
+    assert verify(evidence, asked={nonce: 99 for each in evidence.rounds for nonce in each.audits}).ok
     renamed = verify(with_round(evidence, 0, audits={"ff" * 32: part}))
     assert names(renamed) == {("BadSum", "round 0")}
 

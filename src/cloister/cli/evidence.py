@@ -63,11 +63,11 @@ async def _rosters(analyst: Analyst) -> list[bytes]:
 
 async def ask_audits(
     client: CoordinatorClient, evidence: Evidence, folder: Path, count: int, *, quiet: bool = False
-) -> list[str]:
+) -> dict[str, int]:
     """Challenges every round whose masked vectors are kept, each with a nonce drawn here; the answers are saved.
 
     Args: count: leaves of each sum to be shown; all of one that has no more.
-    Returns: the nonces, in hex.
+    Returns: nonces, in hex -> how many leaves were asked for.
     """
     asked: list[tuple[int, str, Receipt]] = []
     found: dict[str, Any] | None = None
@@ -79,13 +79,13 @@ async def ask_audits(
         found = found or await client.result(receipt.plan.run.hex())
         if any(row["round"] == receipt.plan.round and row["kept"] for row in found["rounds"]):
             asked.append((place, found["run"], receipt))
-    nonces = []
+    nonces: dict[str, int] = {}
     for place, run, receipt in counted(asked, "audits", quiet):
         nonce = os.urandom(audit.NONCE_BYTES)
         leaves = min(count, audit.leaves(receipt))
         answer = await client.audit(run, receipt.plan.round, nonce, leaves)
         write(folder, file_of("audits", place, nonce.hex()), answer)
-        nonces.append(nonce.hex())
+        nonces[nonce.hex()] = leaves
     return nonces
 
 

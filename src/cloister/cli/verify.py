@@ -7,9 +7,9 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -121,9 +121,10 @@ def _report(verdict: Verdict, facts: dict[str, Any], *, audited: bool, as_json: 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a coordinator said just now. Attributes: nonces: of audits, in hex. note, leaves: of its log."""
+    """What a coordinator said just now. Attributes: audits: nonce in hex -> leaves asked for. note,
+    leaves: of its log."""
 
-    nonces: Sequence[str] = ()
+    audits: Mapping[str, int] = field(default_factory=dict)
     note: bytes = b""
     leaves: bytes = b""
 
@@ -171,8 +172,8 @@ async def _audit(analyst: Analyst, folder: Path, count: int, quiet: bool) -> _As
 
     evidence = read_evidence(folder)
     async with analyst.connect(say) as client:
-        nonces = await ask_audits(client, evidence, folder, count, quiet=quiet)
-        return _Asked(nonces, *await client.log())
+        audits = await ask_audits(client, evidence, folder, count, quiet=quiet)
+        return _Asked(audits, *await client.log())
 
 
 # what is judged
@@ -203,7 +204,7 @@ def _judged(
     if memory is not None:
         evidence = with_head(evidence, memory)
     with _watched(quiet) as told:
-        verdict = _with_model(replay(evidence, nonces=asked.nonces, told=told), folder, evidence)
+        verdict = _with_model(replay(evidence, asked=asked.audits, told=told), folder, evidence)
     return verdict if memory is None else compared(verdict, evidence, memory), facts
 
 

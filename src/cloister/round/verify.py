@@ -14,7 +14,7 @@ masked: see `verdict.BEYOND`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from cloister.job import Job
@@ -43,18 +43,19 @@ HASH_BYTES = 32
 
 
 def verify(
-    evidence: Evidence, *, nonces: Collection[str] = (), told: Callable[[str], None] = lambda what: None
+    evidence: Evidence, *, asked: Mapping[str, int] | None = None, told: Callable[[str], None] = lambda what: None
 ) -> Verdict:
     """Replays a run. Nothing in the evidence is trusted but its root keys; it never raises for what it holds.
 
-    Args: nonces: of the audits that the reader asked for, in hex. told: what is looked at now, for people who wait.
+    Args: asked: the audits that the reader asked for: nonce in hex -> leaves to be shown. told: what is looked at
+      now, for people who wait.
     """
-    return _Replay(evidence, frozenset(nonces), told).verdict()
+    return _Replay(evidence, asked or {}, told).verdict()
 
 
 class _Replay:
-    def __init__(self, evidence: Evidence, nonces: frozenset[str], told: Callable[[str], None]) -> None:
-        self._evidence, self._nonces, self._told = evidence, nonces, told
+    def __init__(self, evidence: Evidence, asked: Mapping[str, int], told: Callable[[str], None]) -> None:
+        self._evidence, self._asked, self._told = evidence, asked, told
         self._findings: list[Finding] = []
         self._claims: list[Claim] = []
         self._rosters: dict[bytes, Roster] = {}
@@ -263,13 +264,14 @@ class _Replay:
             enough=self._complete and full == rounds,
         )
         if chances and len(self._findings) == before:
-            mine = all(nonce in self._nonces for each in self._rounds for nonce in each.evidence.audits)
+            mine = all(nonce in self._asked for each in self._rounds for nonce in each.evidence.audits)
             self._claims.append(
                 Claim(
                     "pieces of sums",
                     "proven",
                     f"those challenged in {count(len(chances), 'round')} are right, which finds an altered tenth with"
-                    f" a chance of {min(chances):.0%} at least" + ("" if mine else ", if the nonces are your own"),
+                    f" a chance of {min(chances):.0%} at least"
+                    + ("" if mine else ", if nonces and their number are your own"),
                 )
             )
 
@@ -282,6 +284,9 @@ class _Replay:
                 answer = audit.Audit.from_bytes(bytes(data))
                 if answer.nonce.hex() != nonce:
                     raise BadSum("an audit that answers another nonce")
+                wanted = min(self._asked.get(nonce, 0), audit.leaves(each.receipt))
+                if len(answer.chunks) < wanted:  # those shown could be the ones before the first altered one
+                    raise BadSum(f"{len(answer.chunks)} leaves of the sum were shown where {wanted} were asked for.")
                 audit.verify(answer, each.receipt, each.roster)
                 shown |= {chunk.index for chunk in answer.chunks}
         return len(shown)
