@@ -212,7 +212,7 @@ def wire_targets() -> Iterator[Target]:
         api.Catalogue(datasets={"heart": {"age": "number"}}),
         api.Missing(missing=[hexes]),
         api.Refusal(error="TaskError", message="no"),
-        api.JobNotice(run=run, job=hexes, roster=1, analyst="lee"),
+        api.JobNotice(run=run, job=hexes, submission=hexes, roster=1, analyst="lee"),
         api.Void(reason="none"),
         api.Done(status="done"),
         api.RunRef(run=run),

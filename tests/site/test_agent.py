@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from cloister.cli.loopback import Loopback
 from cloister.coordinator import init_coordinator, invite
 from cloister.seal.identity import Identity
 from cloister.simulation import shards
-from cloister.site import approve, join, run, status
+from cloister.site import approve, deny, join, run, status
 from cloister.site.journal import Journal
 from cloister.site.policy import policy_toml
 from cloister.site.settings import SiteFolder, site_toml
+from cloister.site.verdicts import verdict_on
 from cloister.vector.errors import CloisterError, InvitationError, StateLocked, Unreachable, UsageError
 
 from .conftest import OWN_MODEL
@@ -126,17 +128,23 @@ def test_code_runs_after_approval_only_and_its_errors_say_nothing(federation: Fe
         "    raise ValueError(f'a row of the table: {batch[\"x\"][0].tolist()}')"
     )
     job = own_job(tmp_path, loss)
-    events, fault = federation.run(job)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(federation.run, job)
+        for site in SITES[:3]:
+            federation.net.wait(site, lambda event: event.get("event") == "review")
+        restart(federation, "lyon")  # an agent that ends forgets no run that waits
+        federation.net.wait("lyon", lambda event: len(federation.said("lyon", "review")) == 2)
+        assert status(federation.net.site("kent"))["waiting"] == [job.digest.hex()]
+        for site in SITES[:3]:
+            assert approve(federation.net.site(site), job.digest.hex()[:12]) == job.digest.hex()
+        events, fault = running.result()
     assert fault is not None
-    # the run ends with the refusal that leaves too few sites, so not every site's need be among its events
-    told = [event for event in events if event["event"] == "refused" and event["site"] != "oslo"]
-    assert {event["rule"] for event in told} == {"allow.code"}
-    assert all(job.digest.hex()[:12] in event["mend"] for event in told)
-    for site in SITES[:3]:
-        federation.net.wait(site, lambda event: event.get("rule") == "allow.code")
-        assert approve(federation.net.site(site), job.digest.hex()[:12]) == job.digest.hex()
-    events, fault = federation.run(job)
-    assert fault is not None
+    waited = [event for event in events if event.get("scope") == "waiting"]
+    assert {event["rule"] for event in waited} == {"allow.code"}
+    assert {event["site"] for event in waited} == set(SITES)
+    assert all(job.digest.hex()[:12] in event["mend"] for event in waited)
+    assert [event["site"] for event in events if event["event"] == "approved"]
+    events = [event for event in events if event.get("scope") != "waiting"]
     told = {event["site"]: event for event in events if event["event"] == "refused" and event["site"] != "oslo"}
     assert {event["error"] for event in told.values()} == {"TaskError"}
     assert {event["message"] for event in told.values()} == {"the job's code raised ValueError."}
@@ -146,14 +154,41 @@ def test_code_runs_after_approval_only_and_its_errors_say_nothing(federation: Fe
     assert "junk on the pipe" in (federation.net.site("kent") / "worker.log").read_text()
     seen = status(federation.net.site("kent"))
     assert job.digest.hex() in seen["jobs"]
-    assert seen["refused"] >= 2
+    assert seen["refused"] >= 1
+    assert seen["waiting"] == []
+
+
+def restart(federation: Federation, site: str) -> None:
+    ready = len(federation.said(site, "ready"))
+    federation.net.kill(site)
+    federation.net.start_site(site)
+    federation.net.wait(site, lambda event: len(federation.said(site, "ready")) > ready)
+
+
+def test_a_denied_job_is_refused_with_the_steward_s_reason(federation: Federation, tmp_path: Path) -> None:
+    job = own_job(tmp_path, "return model(batch['x']).mean()")
+    kent = federation.net.site("kent")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(federation.run, job)
+        federation.net.wait("kent", lambda event: event.get("job") == job.digest.hex())
+        for site in ("kent", "lyon"):  # two of four: the others can make no sum
+            deny(federation.net.site(site), job.digest.hex(), "it asks for more than was agreed")
+        events, fault = running.result()
+    assert fault is not None
+    told = [event for event in events if event.get("site") == "kent" and event.get("scope") == "run"]
+    assert [event["rule"] for event in told] == ["review"]
+    assert "more than was agreed" in told[0]["message"]
+    entry = next(iter(Journal(SiteFolder(kent).journal).entries("denied")))
+    said = verdict_on(SiteFolder(kent), SiteFolder(kent).identity().public, job.digest.hex())
+    assert said is not None
+    assert {**said, "signature": entry.facts["signature"]} == entry.facts
+    (SiteFolder(kent).verdicts / job.digest.hex()).write_bytes(b"approved")  # whoever wrote it has not the site's key
+    assert verdict_on(SiteFolder(kent), SiteFolder(kent).identity().public, job.digest.hex()) is None
 
 
 def test_a_killed_agent_joins_the_next_run(federation: Federation, declarative: cl.Job) -> None:
     rounds = len(federation.said("lyon", "receipt"))
-    federation.net.kill("lyon")
-    federation.net.start_site("lyon")
-    federation.net.wait("lyon", lambda event: len(federation.said("lyon", "ready")) == 2)
+    restart(federation, "lyon")
     _, fault = federation.run(declarative)
     assert fault is None
     federation.net.wait("lyon", lambda event: len(federation.said("lyon", "receipt")) > rounds)

@@ -110,7 +110,7 @@ def test_shipped_code(
     decision = decide(folder, job, frozenset({job.digest.hex()}) if approved else NONE)
     assert (decision.allow, decision.rule) == (allowed, rule)
     assert text.splitlines()[decision.line - 1].startswith(rule.removeprefix("allow."))
-    denied = folder.policy().as_policy(frozenset({job.digest.hex()}), frozenset({job.digest.hex()}))
+    denied = folder.policy().as_policy(frozenset({job.digest.hex()}), {job.digest.hex(): "no"})
     assert decide_job(denied, job, "dr.lee").rule == "review"
 
 

@@ -488,7 +488,8 @@ class SecondAnnouncement(Lie):
     """
 
     def open_to(self, site: str, message: Open) -> Message:
-        notice = api.JobNotice(run=self.plan.run.hex(), job=ALTERED.hex(), roster=1, analyst="analyst")
+        altered = ALTERED.hex()
+        notice = api.JobNotice(run=self.plan.run.hex(), job=altered, submission=altered, roster=1, analyst="analyst")
         self.tell(site, "job", notice.to_bytes())
         return message
 

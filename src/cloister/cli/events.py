@@ -46,11 +46,15 @@ def _message(event: Event) -> str:
 def _waiting(event: Event) -> str:
     if "needed" not in event:
         return _message(event)
-    return f"waiting for sites: {len(event.get('sites') or ())} there, {event['needed']} needed"
+    review = event.get("review") or ()
+    stewards = f"; stewards read the job at {', '.join(review)}" if review else ""
+    return f"waiting for sites: {len(event.get('sites') or ())} there, {event['needed']} needed{stewards}"
 
 
 def _refused(event: Event) -> str:
     what = f" dataset {event['dataset']}" if "dataset" in event else ""
+    if event.get("scope") == "waiting":
+        return f"{event.get('site', '')} reads the job first: {event.get('message', '')}"
     return f"{event.get('site', '')} refused{what}: {_message(event)}"
 
 
@@ -60,6 +64,7 @@ _SENTENCES: Mapping[str, Callable[[Event], str]] = {
     "round": _round,
     "refused": _refused,
     "void": lambda event: f"round {event.get('round')} was void: {_message(event)}",
+    "approved": lambda event: f"{event.get('site', '')} approved the job",
     "done": lambda event: "the run is done",
     "failed": lambda event: f"the run failed: {_message(event)}",
     "stopped": lambda event: "the run was stopped",
@@ -68,6 +73,9 @@ _SENTENCES: Mapping[str, Callable[[Event], str]] = {
     "retry": _message,
     "warning": _message,
     "job": lambda event: f"job {event['name']} of {event['analyst']} may run here",
+    "review": lambda event: (
+        f"job {event['name']} of {event['analyst']} waits for you: `cloister site review`, {event['job'][:12]}"
+    ),
     "receipt": lambda event: (
         f"sealed round {event['round']}: summed over {event['survivors']} sites, receipt verified"
     ),

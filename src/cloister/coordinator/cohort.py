@@ -121,31 +121,34 @@ class RemoteCohort:
         Args: gather_seconds: how long to wait for all of them, once there are enough.
         Raises: TooFewSites: not enough within the patience, or too many refuse the run. Stopped.
         """
-        hub, started, told = self._hub, time.monotonic(), False
+        hub, started, told = self._hub, time.monotonic(), None
         while not hub.signals.closing:
             able, refused, members = self._able(), self._refused(), self._members()
+            review = [site for site, why in refused.items() if why["scope"] == "waiting"]  # of a steward, for days
+            never = {site: why for site, why in refused.items() if site not in review}
             live = [site for site in able if hub.presence.is_live(site)]
             waited = time.monotonic() - started
             everybody = len(live) == len(members) - len(refused)
             if len(live) >= MIN_SITES and (everybody or waited >= gather_seconds):
                 return live
-            if len(members) - len(refused) < MIN_SITES:
+            if len(members) - len(never) < MIN_SITES:
                 raise TooFewSites(
-                    f"{len(refused)} of {len(members)} sites take no part in this run, it takes {MIN_SITES} that do.",
+                    f"{len(never)} of {len(members)} sites take no part in this run, it takes {MIN_SITES} that do.",
                     mend=" ".join(
-                        f"{site}: {why['message']} {why['mend']}" for site, why in sorted(refused.items())[:1]
+                        f"{site}: {why['message']} {why['mend']}" for site, why in sorted(never.items())[:1]
                     ),
                 )
-            if waited >= hub.patience.cohort:
+            if waited >= hub.patience.cohort and not review:
                 raise TooFewSites(
                     f"{len(live)} sites offer {self._job.data.name!r} and are there, it takes {MIN_SITES}.",
                     mend="Start more sites, or bind the dataset at those that run; then submit again.",
                 )
-            if len(live) < MIN_SITES and not told:
-                told = True
-                self._event({"event": "waiting", "sites": live, "needed": MIN_SITES})
+            if len(live) < MIN_SITES and told != review:
+                told = review
+                self._event({"event": "waiting", "sites": live, "needed": MIN_SITES, "review": sorted(review)})
             limit = gather_seconds if len(live) >= MIN_SITES else hub.patience.cohort
-            await hub.signals.wait([f"run/{self._run.id}", "presence", "catalogue"], min(limit - waited, 1.0))
+            remaining = 1.0 if review else min(limit - waited, 1.0)
+            await hub.signals.wait([f"run/{self._run.id}", "presence", "catalogue"], remaining)
         raise Stopping("the coordinator stops.")
 
     async def _return_of(self, bound: tuple[str, ...]) -> list[str]:

@@ -70,7 +70,9 @@ class Runs:
             state=None,
             error=None,
         )
-        notice = api.JobNotice(run=id, job=new.job, roster=new.roster, analyst=new.analyst, name=new.name).to_bytes()
+        notice = api.JobNotice(
+            run=id, job=new.job, submission=new.submission, roster=new.roster, analyst=new.analyst, name=new.name
+        ).to_bytes()
 
         def write(tx: Tx) -> bool:
             tx.accept_number(envelope.sender, envelope.seq)
@@ -157,11 +159,15 @@ class Runs:
             tx.accept_number(envelope.sender, envelope.seq)
             if tx.run(envelope.run).status != "running":
                 return  # it comes late: "done" or "failed" stays the last event
-            if refusal.scope == "run":
+            if refusal.scope == "lifted":
+                tx.lift_refusal(envelope.run, envelope.sender)
+                tx.add_event(envelope.run, {"event": "approved", "site": envelope.sender})
+                return
+            if refusal.scope != "round":
                 tx.refuse_run(envelope.run, envelope.sender, refusal.model_dump_json())
             tx.add_event(envelope.run, {"event": "refused", "round": envelope.round, **body})
             for (id, number), round in self.rounds.items():
-                if id == envelope.run and (number == envelope.round or refusal.scope == "run"):
+                if id == envelope.run and (number == envelope.round or refusal.scope != "round"):
                     round.drop(tx, envelope.sender)
 
         self._hub.store.run_tx("refuse", write)

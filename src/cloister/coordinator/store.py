@@ -183,6 +183,10 @@ class Tx:
         self._run(upsert(t.run_refusal).values(row).on_conflict_do_update(["run", "site"], set_=row))
         self.touched.add(f"run/{run}")
 
+    def lift_refusal(self, run: str, site: str) -> None:
+        self._run(delete(t.run_refusal).where(t.run_refusal.c.run == run, t.run_refusal.c.site == site))
+        self.touched.add(f"run/{run}")
+
     def run_refusals(self, run: str) -> dict[str, dict[str, str]]:
         rows = self._run(select(t.run_refusal).where(t.run_refusal.c.run == run))
         return {row.site: json.loads(row.body) for row in rows}

@@ -26,7 +26,7 @@ class Policy:
       declarative: jobs without code may run.
       code: jobs that ship code: "never", "reviewed" (their digest is in `approved`) or "signed-by" (of an analyst in
         `signed_by`; of others as "reviewed").
-      approved, denied: hex digests of jobs on which the steward decided.
+      approved: hex digests of jobs. denied: of others, with the steward's reason.
       require: whose presence a job's differential privacy must protect: "none", "rows" or "sites".
       seals: graphs of masks that a round may have.
       hours: minutes of the day, from and to, in which rounds are answered; None: always.
@@ -43,7 +43,7 @@ class Policy:
     code: str = "never"
     signed_by: tuple[str, ...] = ()
     approved: frozenset[str] = frozenset()
-    denied: frozenset[str] = frozenset()
+    denied: Mapping[str, str] = field(default_factory=dict)
     require: str = "none"
     seals: tuple[str, ...] = SEALS
     hours: tuple[int, int] | None = None
@@ -74,13 +74,19 @@ class Decision:
     @property
     def where(self) -> str:
         """The line of the policy, for people."""
-        return f"policy.toml, line {self.line}" if self.line else "policy.toml does not allow it"
+        if self.line or self.rule != "review":
+            return f"policy.toml, line {self.line}" if self.line else "policy.toml does not allow it"
+        return "`cloister site deny`"
+
+    @property
+    def told(self) -> str:
+        """The reason, with the rule and its line."""
+        return f"{self.reason.rstrip('.')} ({self.rule}; {self.where})."
 
     def require(self, site: str = "") -> None:
         """Raises PolicyRefused unless allowed."""
         if not self.allow:
-            reason = f"{self.reason.rstrip('.')} ({self.rule}; {self.where})."
-            raise PolicyRefused(reason, rule=self.rule, mend=self.mend, site=site)
+            raise PolicyRefused(self.told, rule=self.rule, mend=self.mend, site=site)
 
 
 def decide_job(policy: Policy, job: Job, analyst: str) -> Decision:
@@ -93,7 +99,7 @@ def decide_job(policy: Policy, job: Job, analyst: str) -> Decision:
     if not _names(policy.analysts, analyst):
         return policy.decision(False, "allow.analysts", f"analyst {analyst!r} is not among those allowed.")
     if digest in policy.denied:
-        return policy.decision(False, "review", "the steward has denied this job.")
+        return policy.decision(False, "review", f"the steward has denied this job: {policy.denied[digest]}")
     unit = privacy_unit(job)
     if policy.require not in ("none", unit):
         reason = f"the job's privacy protects {UNITS[unit]}, this site requires {policy.require}."

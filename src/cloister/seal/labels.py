@@ -32,6 +32,8 @@ CIPHERTEXTS: Final = "cloister/v1/ciphertexts"
 SURVIVORS: Final = "cloister/v1/survivors"
 CONSISTENCY: Final = "cloister/v1/consistency"
 UNMASK: Final = "cloister/v1/unmask"
+VERDICT: Final = "cloister/v1/verdict"  # a steward's, on a job; it stays at the site
+BUDGET: Final = "cloister/v1/budget"  # a site's, on what its datasets have spent
 
 # hashes
 CTX: Final = "cloister/v1/ctx"

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cloister.site.agent import run, run_agent
     from cloister.site.enrol import join
-    from cloister.site.steward import approve, status
+    from cloister.site.steward import approve, deny, status
 
-_HOMES = {"approve": "steward", "join": "enrol", "run": "agent", "run_agent": "agent", "status": "steward"}
+_HOMES = {
+    "approve": "steward",
+    "deny": "steward",
+    "join": "enrol",
+    "run": "agent",
+    "run_agent": "agent",
+    "status": "steward",
+}
 
-__all__ = ["approve", "join", "run", "run_agent", "status"]
+__all__ = ["approve", "deny", "join", "run", "run_agent", "status"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from cloister.site.lock import FolderLock
 from cloister.site.rosters import Rosters
 from cloister.site.runs import SiteRun
 from cloister.site.settings import SiteFolder, SiteSettings
+from cloister.site.steward import waiting_runs
 from cloister.site.training import Task, read_schema
 from cloister.vector import CloisterError
 from cloister.vector.errors import PeerError, Unreachable
@@ -105,6 +106,9 @@ class _Agent:
             desk.note("refused", **fault.as_json())
             desk.tell("refused", **fault.as_json())
         async with asyncio.TaskGroup() as group:
+            for id in waiting_runs(desk.journal):
+                run = self._runs[id] = SiteRun(desk, id, recalled=True)
+                group.create_task(self._live(run))
             after = desk.journal.counter("mailbox")
             while True:
                 try:

@@ -7,17 +7,19 @@ import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cloister.seal.identity import Identity
 from cloister.seal.log import Entry, LogView, origin_of
 from cloister.site.journal import Journal
+from cloister.site.ledger import Ledger
 from cloister.site.rosters import Rosters
 from cloister.site.settings import SiteFolder, SiteSettings
 from cloister.vector import CloisterError, digest
-from cloister.vector.errors import ContextMismatch, StaleReceipt, StorageFull, Unreachable
+from cloister.vector.errors import ContextMismatch, EnvironmentFailure, StaleReceipt, StorageFull, Unreachable
 from cloister.wire import CoordinatorClient
-from cloister.wire.api import Refusal
+from cloister.wire.api import Refusal, Scope
 
 Event = Mapping[str, Any]
 MAX_TEXT = 2000  # of a refusal's message, as the wire allows
@@ -58,6 +60,18 @@ class Desk:
     @property
     def site(self) -> str:
         return self.settings.id
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Raises: EnvironmentFailure: an older copy of it was put in its place."""
+        ledger = Ledger(self.folder.ledger)
+        noted = list(self.journal.entries("charged"))
+        if noted and not ledger.holds(noted[-1].facts["charge"]):
+            raise EnvironmentFailure(
+                "the privacy ledger lacks a charge that the journal knows of: an older copy was put in its place.",
+                mend="Put the newest copy back; this site answers no round without it.",
+            )
+        return ledger
 
     def tell(self, event: str, **facts: Any) -> None:
         self.on_event({"event": event, **facts, "site": self.site})
@@ -113,13 +127,17 @@ class Desk:
         fields = {**fault.as_json(), "site": self.site}
         self.note("refused", run=run, round=round, whole_run=whole_run, **fields)
         self.tell("refused", run=run, round=round, **fields)
+        await self.stand(fault, run, round, "run" if whole_run else "round")
+
+    async def stand(self, fault: CloisterError, run: str, round: int | None, scope: Scope) -> None:
+        """Tells the coordinator how this site stands to a run. Args: scope: see `wire.api.Refusal`."""
         refusal = Refusal(
             error=fault.name,
             message=fault.message[:MAX_TEXT],
             mend=fault.mend[:MAX_TEXT],
             site=self.site,
-            rule=fields.get("rule", ""),
-            scope="run" if whole_run else "round",
+            rule=getattr(fault, "rule", ""),
+            scope=scope,
         )
         with contextlib.suppress(TurnedAway), _turned_away():
             await self.client.refuse(refusal, run, round or 0)

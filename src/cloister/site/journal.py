@@ -39,7 +39,6 @@ ZERO = bytes(32)
 SEQUENCE_BLOCK = 256  # numbers reserved by one write; a restart skips what is left of the block
 Synchronous = Literal["FULL", "NORMAL"]  # NORMAL: written, and on the disk with the next FULL transaction (WAL)
 SLOTS: dict[str, type[PeerError]] = {  # by the word that says what a slot guards: the refusal of a second value
-    "approved": RoundReplayed,
     "distrust": RoundReplayed,
     "notice": RoundReplayed,
     "open": RoundReplayed,

@@ -29,9 +29,10 @@ from cloister.vector.errors import EnvironmentFailure, PolicyRefused, StorageFul
 ZERO = bytes(32)
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS charge (number INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL);
-CREATE TRIGGER IF NOT EXISTS charge_once BEFORE UPDATE ON charge BEGIN SELECT RAISE(ABORT, 'a ledger only grows');
-END; CREATE TRIGGER IF NOT EXISTS charge_kept BEFORE DELETE ON charge BEGIN SELECT RAISE(ABORT, 'a ledger only
-grows'); END;
+CREATE TRIGGER IF NOT EXISTS charge_once BEFORE UPDATE ON charge
+    BEGIN SELECT RAISE(ABORT, 'a ledger only grows'); END;
+CREATE TRIGGER IF NOT EXISTS charge_kept BEFORE DELETE ON charge
+    BEGIN SELECT RAISE(ABORT, 'a ledger only grows'); END;
 """
 
 
@@ -95,7 +96,7 @@ def dataset_key(where: str, unit: str) -> str:
     return digest(canonical({"where": where, "unit": unit})).hex()
 
 
-def _utc_now() -> str:
+def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -105,7 +106,7 @@ class Ledger:
     Raises: StorageFull, EnvironmentFailure: by any call; a ledger that cannot be read or written answers no round.
     """
 
-    def __init__(self, path: Path, now: Callable[[], str] = _utc_now) -> None:
+    def __init__(self, path: Path, now: Callable[[], str] = utc_now) -> None:
         self._path, self._now, self._lock = path, now, threading.Lock()
         with self._translated():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)

@@ -103,12 +103,12 @@ class PolicyFile(Strict):
     def as_policy(
         self,
         approved: frozenset[str],
-        denied: frozenset[str] = frozenset(),
+        denied: Mapping[str, str] | None = None,
         units: Mapping[str, str] | None = None,
     ) -> Policy:
         """The rules as `round.decide_job` and `decide_plan` read them.
 
-        Args: approved, denied: hex digests of jobs on which the steward decided. units: columns, by dataset.
+        Args: approved: hex digests of jobs. denied: of others, with the steward's reason. units: columns, by dataset.
         """
         rules = self.allow.model_dump(exclude={"max_upload_mb"})
         return Policy(
@@ -116,7 +116,7 @@ class PolicyFile(Strict):
             max_upload_bytes=self.allow.max_upload_mb * MIB,
             require=self.privacy.require,
             approved=approved,
-            denied=denied,
+            denied=denied or {},
             units=units or {},
             lines=self.lines,
         )

@@ -16,23 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.job import Job
-from cloister.round import Policy, contribute, decide_job, decide_plan
+from cloister.round import Decision, Policy, contribute, decide_job, decide_plan, private
+from cloister.round.decide import privacy_unit
 from cloister.seal.client import SealClient
 from cloister.seal.masks import packed_bytes
 from cloister.seal.plan import Plan
 from cloister.seal.receipt import open_receipt
 from cloister.seal.roster import Roster
 from cloister.site.desk import Desk, TurnedAway
+from cloister.site.ledger import Charge, Limit, dataset_key
 from cloister.site.memory import RunMemory
-from cloister.site.settings import DataSource
-from cloister.site.steward import approval
+from cloister.site.settings import DataSource, write_private
 from cloister.site.training import Task, Worker
+from cloister.site.verdicts import verdict_on
 from cloister.vector import Answer, CloisterError, Query, digest
 from cloister.vector.errors import (
     ContextMismatch,
     DataError,
     EnvironmentFailure,
     JobError,
+    PolicyRefused,
     StaleReceipt,
     TaskError,
     UnexpectedMessage,
@@ -41,8 +44,10 @@ from cloister.vector.errors import (
 )
 from cloister.wire import Envelope
 from cloister.wire.api import JobNotice, Void
+from cloister.wire.envelope import open_envelope
 
 REPLIES = {"keylist": "shares", "survivors": "consistent", "consistency": "unmask"}
+VERDICT_SECONDS = 1.0  # between two looks for the verdict on a job that waits for one
 WITHOUT_ROUND = ("job", "done")
 
 
@@ -65,26 +70,30 @@ class Accepted:
 
 @dataclass
 class Round:
-    """The round under way. sealing: the task that waits for the answer, masks and uploads it."""
+    """The round under way. charge: what an answer costs. sealing: the task that waits for it, masks and uploads it."""
 
     plan: Plan
     query: Query
     seal: SealClient
     began: float
+    charge: Charge
     sealing: asyncio.Task[None] | None = None
 
 
 class SiteRun:
-    """Args: desk: what all runs of this site share. run: its id, hex. `deliver` feeds it, `work` lives it."""
+    """Args: desk: what all runs of this site share. run: its id, hex. `deliver` feeds it, `work` lives it.
+    recalled: it was waiting for a verdict when an earlier agent ended.
+    """
 
-    def __init__(self, desk: Desk, run: str) -> None:
-        self.run = run
+    def __init__(self, desk: Desk, run: str, *, recalled: bool = False) -> None:
+        self.run, self._recalled = run, recalled
         self._desk, self._journal = desk, desk.journal
         self._mail: asyncio.Queue[Envelope] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup
         self._accepted: Accepted | None = None
         self._unfit: CloisterError | None = None  # why this site takes no part in the whole run
         self._round: Round | None = None
+        self._review: asyncio.Task[None] | None = None  # waits for the steward's verdict
         self._worker: asyncio.Task[Worker] | None = None
         self._memory = RunMemory(desk.folder.root / "memory" / run, desk.site)
         self._training: tuple[bytes, asyncio.Task[Answer]] | None = None  # by query: a voided round's serves again
@@ -115,6 +124,8 @@ class SiteRun:
         """Answers messages until "done". Raises: Unreachable, in a group: the coordinator is away for too long."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
+                if self._recalled:
+                    self._tasks.create_task(self._guarded(self._begin(), None))
                 while True:
                     envelope = await self._mail.get()
                     step = self._steps.get(envelope.type, self._unknown)
@@ -123,6 +134,8 @@ class SiteRun:
                         break
                 self._end_round()
                 self._stop_training()
+                if self._review is not None:
+                    self._review.cancel()
         finally:
             self._stop_training()
             try:
@@ -138,12 +151,48 @@ class SiteRun:
         if notice.run != self.run:
             raise ContextMismatch("a job was announced under another run's name.")
         self._desk.note("announced", run=self.run, job=notice.job, analyst=notice.analyst, name=notice.name)
-        accepted = await self._accept()
+        await self._begin()
+
+    async def _begin(self) -> None:
+        """Decides on the run; one that the steward has to read first waits, and is heard of again then."""
+        accepted = await self._known()
+        if self._decide(accepted).waits:
+            self._review = self._tasks.create_task(self._guarded(self._await_verdict(accepted), None))
+            return
+        await self._accept()
+        notice = accepted.notice
+        if self._review is not None or self._recalled:
+            self._desk.note("lifted", run=self.run, job=notice.job)
+            said = PolicyRefused("the steward has approved the job.", rule="review")
+            await self._desk.stand(said, self.run, None, "lifted")
         self._desk.tell("job", run=self.run, name=accepted.job.name or notice.name, analyst=notice.analyst)
         self._tasks.create_task(self._guarded(self._prepare(), None))
 
+    async def _await_verdict(self, accepted: Accepted) -> None:
+        facts = {"job": accepted.notice.job, "analyst": accepted.notice.analyst, "name": accepted.notice.name}
+        if not self._recalled:
+            self._desk.note("waiting", run=self.run, **facts)
+        self._desk.tell("review", run=self.run, **facts)
+        decision = self._decide(accepted)
+        fault = PolicyRefused(decision.told, rule=decision.rule, mend=decision.mend)
+        await self._desk.stand(fault, self.run, None, "waiting")
+        while self._decide(accepted).waits:
+            await asyncio.sleep(VERDICT_SECONDS)
+        await self._begin()
+
+    def _decide(self, accepted: Accepted) -> Decision:
+        return decide_job(self._policy(), accepted.job, accepted.notice.analyst)
+
     async def _accept(self) -> Accepted:
         """Decides by the policy as it is now. Raises: PolicyRefused, and whatever rules the run out here."""
+        accepted = await self._known()
+        self._decide(accepted).require(self._desk.site)
+        if self._unfit is not None:
+            raise self._unfit
+        return accepted
+
+    async def _known(self) -> Accepted:
+        """The run's job, read once."""
         if reason := self._journal.held(f"{self.run}/distrust"):
             raise StaleReceipt(f"this site trusts the run no more: {reason.decode()}")
         body = self._journal.held(f"{self.run}/notice")
@@ -152,17 +201,21 @@ class SiteRun:
         notice: JobNotice = JobNotice.from_bytes(body)
         if self._accepted is None:
             self._accepted = await self._read_job(notice)
-        decide_job(self._policy(), self._accepted.job, notice.analyst).require(self._desk.site)
-        if self._unfit is not None:
-            raise self._unfit
         return self._accepted
 
     async def _read_job(self, notice: JobNotice) -> Accepted:
         roster = await self._desk.rosters.at(notice.roster)
-        roster.key_of(notice.analyst, "analyst")
         key = roster.key_of(self._desk.coordinator, "coordinator")
-        bundle = await self._desk.fetch(bytes.fromhex(notice.job))
+        signed = await self._desk.fetch(bytes.fromhex(notice.submission))
+        said = open_envelope(signed, lambda id: roster.key_of(id, "analyst"), self._desk.coordinator)
+        named = ("submit", notice.analyst, self.run, notice.job)
+        if (said.type, said.sender, said.run, digest(said.body).hex()) != named:
+            raise ContextMismatch("the analyst signed for another job or run than the one announced.")
+        bundle = said.body
         job = Job.from_bytes(bundle)
+        if not (kept := self._desk.folder.jobs / notice.job).exists():
+            kept.parent.mkdir(exist_ok=True, mode=0o700)
+            write_private(kept, bundle)
         data = self._desk.settings.data.get(job.data.name)
         if data is None:
             mend = f"`cloister site data add {job.data.name} FILE` binds it."
@@ -182,6 +235,8 @@ class SiteRun:
 
     async def _opened(self, envelope: Envelope) -> None:
         self._end_round()
+        if self._decide(await self._known()).waits:
+            return  # the coordinator is being told
         accepted = await self._accept()
         await self._desk.follow_log(bytes.fromhex(self.run))  # what a crash left open, before it takes part again
         policy = self._policy()
@@ -206,11 +261,13 @@ class SiteRun:
             raise ContextMismatch("the query asks for another vector than the plan announces.")
         if type(query.config.get("step")) is not int:
             raise ContextMismatch("the query does not say which step of the program it is.")
+        charge = await asyncio.to_thread(self._cost, accepted, query, plan.round)
+        await asyncio.to_thread(self._desk.ledger.require, charge, self._limit(charge))
         asked = {"run": self.run, "round": plan.round, "task": query.task, "sites": len(plan.sites)}
         self._desk.note("asked", **asked, words=plan.words, plan=plan.digest.hex(), query=plan.query.hex())
         keys = seal.keys(digest(data))
         self._journal.raise_counter(f"{self.run}/rounds", plan.round + 1)
-        self._round = Round(plan, query, seal, time.monotonic())
+        self._round = Round(plan, query, seal, time.monotonic(), charge)
         self._train(plan.query, query, data)
         self._desk.tell("asked", **asked)
         await self._send("keys", keys, plan.round)
@@ -299,13 +356,29 @@ class SiteRun:
         if task.cancelled() or task.exception() is not None:
             return  # `_watch` tells why
         try:
-            words = contribute(task.result(), round.query, round.plan.coder)
+            words = await asyncio.to_thread(contribute, task.result(), round.query, round.plan.coder)
         except TaskError as fault:
             raise self._in_our_words(fault) from None
+        charged = await asyncio.to_thread(self._desk.ledger.charge, round.charge, self._limit(round.charge))
+        self._desk.note("charged", run=self.run, round=round.plan.round, charge=charged.hash)
         header, payload = await asyncio.to_thread(round.seal.mask, words)
         self._desk.note("answered", run=self.run, round=round.plan.round, type="masked", message=digest(header).hex())
         await self._desk.upload(header, payload, self.run, round.plan.round)
         self._desk.tell("uploaded", run=self.run, round=round.plan.round, bytes=len(payload))
+
+    def _cost(self, accepted: Accepted, query: Query, number: int) -> Charge:
+        """What this round's answer releases. Raises: ContextMismatch: more than the job's privacy allows."""
+        job, source = accepted.job, accepted.data
+        events = None if job.privacy is None else tuple(private.check(job, query))
+        key = dataset_key(source.where, source.unit)
+        return Charge(key, job.data.name, privacy_unit(job), events, self.run, number, accepted.notice.job)
+
+    def _limit(self, charge: Charge) -> Limit | None:
+        """Read anew each time, as the policy is."""
+        policy = self._desk.folder.policy()
+        budget = policy.budget.get(charge.name)
+        line = policy.lines.get(f"budget.{charge.name}", 0)
+        return None if budget is None else Limit(budget.epsilon, budget.delta, budget.rounds_a_day, line)
 
     def _in_our_words(self, fault: TaskError) -> TaskError:
         """The names in an answer of shipped code are that code's choice: they could spell out data."""
@@ -342,9 +415,11 @@ class SiteRun:
 
     def _policy(self) -> Policy:
         """Read anew each time: a steward's change holds from the next decision on."""
-        job = self._accepted.notice.job if self._accepted is not None else ""
-        approved = frozenset({job}) if self._journal.held(approval(job)) else frozenset[str]()
-        return self._desk.folder.policy().as_policy(approved, units=self._desk.settings.units)
+        desk, job = self._desk, self._accepted.notice.job if self._accepted is not None else ""
+        said = verdict_on(desk.folder, desk.identity.public, job)
+        approved = frozenset({job} if said and said["verdict"] == "approved" else ())
+        denied = {job: said["reason"]} if said and said["verdict"] == "denied" else {}
+        return desk.folder.policy().as_policy(approved, denied, desk.settings.units)
 
     def _new_seal(self, accepted: Accepted, policy: Policy) -> SealClient:
         return SealClient(

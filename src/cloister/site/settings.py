@@ -6,7 +6,9 @@
     pinned.json    the coordinator's TLS certificate and the federation's root key, as the invitation named them
     rosters/       every roster version accepted, as signed by the root (`rosters.py`)
     journal.db     what this site promised, said and refused (`journal.py`)
+    ledger.db      what each dataset's privacy budget was spent on (`ledger.py`)
     lock           held by the running agent
+    jobs/, verdicts/  what was announced here, and what the steward decided on it (`verdicts.py`)
     state/         one private folder per run for its training process
     memory/        what algorithms have this site keep between a run's rounds (`memory.py`)
     worker.log     what the last failing training process printed; may hold data values, stays here
@@ -59,13 +61,16 @@ class DataSource(Strict):
 
 
 class SiteSettings(Strict):
-    """site.toml. Attributes: patience_seconds: how long an absent coordinator is asked again before giving up."""
+    """site.toml. Attributes: patience_seconds: how long an absent coordinator is asked again before giving up.
+    ledger: the file of the privacy ledger, where several federations' agents share it; None: ledger.db in the folder.
+    """
 
     id: str
     federation: str
     coordinator: str
     patience_seconds: float = Field(default=600.0, gt=0)
     data: dict[str, DataSource] = {}
+    ledger: Path | None = None
 
     @property
     def units(self) -> dict[str, str]:
@@ -92,6 +97,11 @@ class SiteFolder:
         return self.root / "journal.db"
 
     @property
+    def ledger(self) -> Path:
+        shared = self.settings().ledger
+        return self.root / "ledger.db" if shared is None else self.root / shared
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 
@@ -102,6 +112,14 @@ class SiteFolder:
     @property
     def worker_log(self) -> Path:
         return self.root / "worker.log"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.root / "verdicts"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
 
     def state(self, name: str) -> Path:
         """The private folder of one training process. Args: name: the run's id (hex)."""

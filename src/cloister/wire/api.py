@@ -104,23 +104,31 @@ class Missing(Body):
     missing: list[str] = []
 
 
+Scope = Literal["round", "run", "waiting", "lifted"]
+
+
 class Refusal(Body):
-    """Envelope "refuse": this site does not answer this round (or, with scope "run", none of this run)."""
+    """Envelope "refuse": this site does not answer this round, or none of this run, by its `scope`.
+
+    "waiting": none of this run until its steward has read the job. "lifted": now it may be asked.
+    """
 
     error: str = Field(max_length=64)
     message: str = Field(max_length=2000)
     mend: str = Field(default="", max_length=2000)
     site: str = Field(default="", max_length=63)
     rule: str = Field(default="", max_length=200)
-    scope: Literal["round", "run"] = "round"
+    scope: Scope = "round"
 
 
 class JobNotice(Body):
-    """Mailbox "job": a run that this site may take part in. job: digest (hex) of the bundle, through FETCH.
-    roster: the version that the run is bound to. name: of the job, for people."""
+    """Mailbox "job": a run that this site may take part in. job: digest (hex) of the bundle. submission: of the
+    analyst's signed envelope that holds it, through FETCH. roster: the version that the run is bound to. name: of the
+    job, for people."""
 
     run: str = Field(pattern=RUN_HEX)
     job: str = Field(pattern=r"^[0-9a-f]{64}$")
+    submission: str = Field(pattern=r"^[0-9a-f]{64}$")
     roster: int = Field(ge=1)
     analyst: str
     name: str = ""
