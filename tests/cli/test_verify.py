@@ -150,6 +150,7 @@ def test_what_must_be_there_is_missed_by_name(
 def test_a_folder_within_the_evidence_is_passed_over(results: Path, say: Say) -> None:
     (results / "totals" / "notes").mkdir()
     (results / "receipts" / "README.txt").write_text("mine")
+    (results / "log" / "\x1b[2Kproven.checkpoint").write_bytes(b"")  # a name that would draw on the terminal
     assert say(results)["ok"]
 
 

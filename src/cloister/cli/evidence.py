@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cloister.cli.analyst import Analyst
+from cloister.cli.output import progress, say
 from cloister.round import Evidence
 from cloister.round.evidence import REQUIRED, SUFFIX, Content, file_of, trust_file
 from cloister.seal import audit
@@ -86,6 +87,10 @@ async def ask_audits(
         answer = await client.audit(run, receipt.plan.round, nonce, leaves)
         write(folder, file_of("audits", place, nonce.hex()), answer)
         nonces[nonce.hex()] = leaves
+    if not asked and not quiet:
+        say(
+            "nothing was audited: the coordinator keeps no masked vectors of this run (`keep_rounds` in its settings)"
+        )
     return nonces
 
 
@@ -140,8 +145,6 @@ def _content(path: Path) -> Content:
 def counted(work: list[T], title: str, quiet: bool) -> Iterable[T]:
     """The same, with a bar on standard error where people watch."""
     from rich.progress import track
-
-    from cloister.cli.output import progress
 
     hidden = quiet or not progress.is_terminal
     return track(work, title, console=progress, transient=True, disable=hidden)

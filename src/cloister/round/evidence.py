@@ -30,6 +30,7 @@ from cloister.vector.errors import MalformedMessage
 
 SIMULATION = "simulation"  # the federation of a simulated run, whose keys one process made; no other is named so
 NUMBERED = re.compile(r"(rosters|receipts|totals|keys|consistency|audits)/([0-9]{5})(?:-([0-9a-f]{64}))?\.[a-z]+")
+NOTED = re.compile(r"log/([a-z0-9][a-z0-9._-]{0,62})\.checkpoint")  # as ids are: names are shown on terminals
 SUFFIX = {
     "rosters": "roster",
     "receipts": "receipt",
@@ -133,11 +134,7 @@ class Evidence:
             )
             for place, receipt in sorted(found["receipts"].items())
         )
-        notes = {
-            path.removeprefix("log/").removesuffix(".checkpoint"): bytes(data)
-            for path, data in files.items()
-            if path.startswith("log/") and path.endswith(".checkpoint")
-        }
+        notes = {name[1]: bytes(data) for path, data in files.items() if (name := NOTED.fullmatch(path))}
         rosters = tuple(bytes(data) for _, data in sorted(found["rosters"].items()))
         job, state, leaves = (_bytes(files.get(name)) for name in ("job.bundle", "state.bundle", "log/leaves"))
         return cls(roots, quorum, rosters, job or b"", state or b"", rounds, leaves, notes)
