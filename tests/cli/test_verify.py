@@ -77,6 +77,7 @@ def test_a_simulation_is_proven_and_called_one(results: Path, say: Say, capsys: 
         "root key": "not proven",
         "members": "proven",
         "receipts": "proven",
+        "job": "not proven",  # nobody submitted it
         "masked vectors": "proven",
         "survivors": "proven",
         "model": "proven",

@@ -210,7 +210,7 @@ def test_log_audits_and_evidence_of_a_run(
     plain = verify(evidence)
     assert plain.ok
     assert {of for of, outcome in outcomes(plain).items() if outcome == "proven"} == {
-        *("members", "receipts", "masked vectors", "survivors", "model", "log")
+        *("members", "receipts", "job", "masked vectors", "survivors", "model", "log")
     }
     assert said(capsys, "verify", str(results))["ok"]
     audited = said(capsys, "verify", str(results), "--audit", "44", *lee)

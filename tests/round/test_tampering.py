@@ -57,7 +57,17 @@ def blamed(altered: Files) -> set[str]:
 def test_what_was_not_altered_passes(files):
     assert blamed(files) == set()
     assert {path.split("/")[0] for path in files} == {
-        *("trust.json", "job.bundle", "state.bundle", "rosters", "receipts", "totals", "keys", "consistency"),
+        *(
+            "trust.json",
+            "job.bundle",
+            "job.signature",
+            "state.bundle",
+            "rosters",
+            "receipts",
+            "totals",
+            "keys",
+            "consistency",
+        ),
         *("audits", "log"),
     }
 
@@ -71,7 +81,7 @@ def test_one_flipped_byte_anywhere(files, data):
     assert blamed({**files, path: bytes(altered)})
 
 
-KINDS = ("trust", "job", "state", "rosters", "receipts", "totals", "keys", "consistency", "audits", "log")
+KINDS = ("trust", "job.b", "job.s", "state", "rosters", "receipts", "totals", "keys", "consistency", "audits", "log")
 
 
 @pytest.mark.parametrize("kind", KINDS)

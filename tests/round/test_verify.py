@@ -13,7 +13,7 @@ import cloister as cl
 from cloister.round import Evidence, Program, RoundEvidence, Verdict, contribute, verify
 from cloister.seal import SealClient, SealServer, audit
 from cloister.seal.identity import Identity, fingerprint_words
-from cloister.seal.labels import ZERO32
+from cloister.seal.labels import ENVELOPE, ZERO32, lp
 from cloister.seal.log import Log, cosign, cosigner_of, origin_of
 from cloister.seal.merkle import MerkleBuilder
 from cloister.seal.messages import Consistency
@@ -21,7 +21,7 @@ from cloister.seal.plan import Plan
 from cloister.seal.receipt import open_receipt, sign_receipt
 from cloister.seal.roster import Member, Roster, sign_roster
 from cloister.seal.threshold import threshold
-from cloister.vector import Answer, FixedPoint, State, digest, open_total
+from cloister.vector import Answer, FixedPoint, State, canonical, digest, open_total
 from cloister.vector.errors import MalformedMessage
 
 JOB = cl.Job(
@@ -32,6 +32,7 @@ JOB = cl.Job(
 )
 COLUMNS = {"age": "number", "pressure": "number", "smoker": "category"}
 SITES = ("bonn", "cork", "kent", "lyon", "oslo")
+ANALYST = Identity.from_bytes(b"a" * 32)
 ROOT, COORDINATOR = Identity.from_bytes(b"r" * 32), Identity.from_bytes(b"c" * 32)
 IDENTITIES = {site: Identity.from_bytes(site.encode().ljust(32, b".")) for site in SITES}
 ROSTER = Roster(
@@ -42,6 +43,7 @@ ROSTER = Roster(
     quorum=1,
     coordinators=(Member("hub", COORDINATOR.public),),
     sites=tuple(Member(site, identity.public) for site, identity in IDENTITIES.items()),
+    analysts=(Member("lee", ANALYST.public), Member("ann", Identity.from_bytes(b"n" * 32).public)),
 )
 
 
@@ -171,7 +173,15 @@ class Run:
             rounds=tuple(self.rounds),
             leaves=b"".join(self.log.leaves),
             checkpoints={"newest": note},
+            submission=submitted(self.job, self.id),
         )
+
+
+def submitted(job: cl.Job, run: bytes, signer: Identity = ANALYST, **changes) -> bytes:
+    """What is kept of the envelope in which an analyst hands in a job."""
+    header = {"type": "submit", "from": "lee", "to": "hub", "run": run.hex(), "round": 0, "seq": 7, **changes}
+    signed = canonical(header)
+    return lp(signed) + lp(signer.sign(ENVELOPE, lp(signed) + lp(job.to_bytes())))
 
 
 def leaves_of(data: bytes) -> list[bytes]:
@@ -213,6 +223,7 @@ def test_an_honest_run_is_proven_from_the_root_key_to_the_model(evidence):
         "root key": "not proven",  # nobody pinned it
         "members": "proven",
         "receipts": "proven",
+        "job": "proven",
         "masked vectors": "proven",
         "survivors": "proven",
         "model": "proven",
@@ -270,7 +281,7 @@ def test_a_quorum_that_would_trust_anybody_is_refused(evidence, quorum):
 
 def test_what_is_not_there_is_not_proven_and_no_finding(evidence):
     bare = tuple(RoundEvidence(each.receipt) for each in evidence.rounds)
-    verdict = verify(dataclasses.replace(evidence, rounds=bare, leaves=None, checkpoints={}))
+    verdict = verify(dataclasses.replace(evidence, rounds=bare, leaves=None, checkpoints={}, submission=None))
     assert verdict.ok
     assert len(verdict.proven) == 3  # members, receipts, masked vectors
     told = " ".join(verdict.unproven)
@@ -314,6 +325,28 @@ def test_another_job(evidence):
     found = verify(dataclasses.replace(evidence, job=other.to_bytes())).findings
     assert {(each.name, each.file) for each in found} == {("BadModel", "job.bundle")}
     assert ("MalformedMessage", "job") in names(verify(dataclasses.replace(evidence, job=b"junk")))
+
+
+@pytest.mark.parametrize(
+    ("error", "signature"),
+    [
+        ("BadSignature", lambda run: submitted(JOB, run, COORDINATOR)),
+        ("BadSignature", lambda run: submitted(JOB, run, **{"from": "ann"})),
+        ("NotInRoster", lambda run: submitted(JOB, run, IDENTITIES["kent"], **{"from": "kent"})),
+        ("BadSignature", lambda run: submitted(dataclasses.replace(JOB, seed=1), run)),
+        ("ContextMismatch", lambda run: submitted(JOB, bytes(16))),
+        ("ContextMismatch", lambda run: submitted(JOB, run, type="stop")),
+        ("MalformedMessage", lambda run: b""),
+        ("MalformedMessage", lambda run: lp(b"[]") + lp(bytes(64))),
+        ("MalformedMessage", lambda run: lp(b"{}") + lp(bytes(64))),
+    ],
+)
+def test_a_job_that_its_analyst_did_not_sign_for(evidence, error, signature):
+    run = open_receipt(evidence.rounds[0].receipt, COORDINATOR.public).plan.run
+    verdict = verify(dataclasses.replace(evidence, submission=signature(run)))
+    assert [(each.name, each.file) for each in verdict.findings] == [(error, "job.signature")]
+    assert outcomes(verdict)["job"] == "FAILED"
+    assert outcomes(verdict)["model"] == "proven"
 
 
 def test_a_changed_plan_after_approval(evidence):

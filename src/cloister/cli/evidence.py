@@ -13,15 +13,17 @@ from cloister.cli.output import progress, say
 from cloister.round import Evidence
 from cloister.round.evidence import REQUIRED, SUFFIX, Content, file_of, trust_file
 from cloister.seal import audit
-from cloister.seal.labels import fields
+from cloister.seal.identity import SIGNATURE_BYTES
+from cloister.seal.labels import fields, lp
 from cloister.seal.receipt import Receipt
 from cloister.seal.roster import Roster
-from cloister.vector.errors import CloisterError, UsageError
+from cloister.vector.errors import CloisterError, MalformedMessage, UsageError
 from cloister.wire import CoordinatorClient, fetch_roster
 
 FOLDERS = (*SUFFIX, "log")
 BARE = ("job.bundle", "state.bundle")  # results have these, and receipts, without further evidence
 LARGE = ("totals", "audits")
+SIGNED = "job.signature"
 NEWEST = "newest"  # the name under which a coordinator's checkpoint is kept
 SAVED = {"total": "totals", "keylist": "keys", "consistency": "consistency"}  # as RESULTS and as the folder name them
 T = TypeVar("T")
@@ -42,6 +44,8 @@ async def fetch_evidence(
     size = write(folder, "trust.json", trust_file((analyst.root,), 1))
     for name in ("job", "state"):
         size += write(folder, f"{name}.bundle", await client.fetch(bytes.fromhex(found[name])))
+    submitted = await client.fetch(bytes.fromhex(found["submission"]))
+    size += write(folder, SIGNED, _signature(submitted))
     for version, signed in enumerate(await _rosters(analyst), 1):
         size += write(folder, file_of("rosters", version), signed)
     for place, each in counted(list(enumerate(found["rounds"])), "evidence", quiet):
@@ -52,6 +56,14 @@ async def fetch_evidence(
     note, leaves = await client.log()  # last, so that all receipts are in it
     size += write(folder, f"log/{NEWEST}.checkpoint", note)
     return size + write(folder, "log/leaves", leaves)
+
+
+def _signature(envelope: bytes) -> bytes:
+    """Header and signature of a submission, whose body is the job. Raises: MalformedMessage."""
+    parts = fields(envelope[:-SIGNATURE_BYTES])
+    if len(parts) != 2:
+        raise MalformedMessage("the coordinator shows something else than a submission")
+    return lp(parts[0]) + lp(envelope[-SIGNATURE_BYTES:])
 
 
 async def _rosters(analyst: Analyst) -> list[bytes]:
@@ -96,7 +108,8 @@ async def ask_audits(
 
 def clear(folder: Path) -> None:
     """Removes the evidence of the run that was saved here before."""
-    (folder / "trust.json").unlink(missing_ok=True)
+    for name in ("trust.json", SIGNED):
+        (folder / name).unlink(missing_ok=True)
     for kind in FOLDERS:
         for stale in (folder / kind).glob("*"):
             stale.unlink()
@@ -116,7 +129,7 @@ def read_evidence(folder: Path) -> Evidence:
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}.", mend="Give the folder that `cloister fetch` wrote.")
-    names = [*REQUIRED, *(f"{kind}/{path.name}" for kind in FOLDERS for path in (folder / kind).glob("*"))]
+    names = [*REQUIRED, SIGNED, *(f"{kind}/{path.name}" for kind in FOLDERS for path in (folder / kind).glob("*"))]
     files = {name: _content(folder / name) for name in names if (folder / name).is_file()}
     if all(name in BARE or name.startswith("receipts/") for name in files):
         if (folder / "run.json").exists():

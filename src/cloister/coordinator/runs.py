@@ -222,6 +222,7 @@ class Runs:
         state = State() if one.state is None else State.from_bytes(self._hub.blobs.read(one.state))
         return {
             **_summary(one),
+            "submission": one.submission,
             "state": one.state,
             "roster": one.roster,
             "receipts": [each.blob for each in done],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cloister.round.evidence import RoundEvidence, file_of
 from cloister.seal import audit, derive, merkle
-from cloister.seal.labels import fields
+from cloister.seal.identity import verify
+from cloister.seal.labels import ENVELOPE, fields, lp
 from cloister.seal.log import Checkpoint, cosigner_of, cosigners, open_checkpoint, origin_of
 from cloister.seal.messages import Consistency
 from cloister.seal.plan import check_plan
@@ -19,6 +21,7 @@ from cloister.vector.errors import (
     BadSignature,
     CloisterError,
     ContextMismatch,
+    MalformedMessage,
     MissingConsistency,
     RosterRefused,
     TooFewSurvivors,
@@ -105,6 +108,23 @@ def check_signatures(each: ReceiptedRound, data: bytes) -> None:
         raise MissingConsistency(f"{len(signers)} signatures of survivors, it takes {receipt.plan.threshold}")
     for entry in message.entries:
         entry.verify(each.roster.key_of(entry.site, "site"), entry.site)
+
+
+def check_submission(data: bytes, job: bytes, run: bytes, roster: Roster) -> str:
+    """Who signed for this job as this run, in the envelope that it was submitted in (protocol.md, "Transport").
+
+    Raises: MalformedMessage, NotInRoster, BadSignature. ContextMismatch: for another run, or something else.
+    """
+    try:
+        header, signature = fields(data)
+        said = json.loads(header)
+        kind, sender, named = said["type"], str(said["from"]), said["run"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise MalformedMessage("the signature of the job does not parse") from None
+    verify(roster.key_of(sender, "analyst"), ENVELOPE, lp(header) + lp(job), signature)
+    if (kind, named) != ("submit", run.hex()):
+        raise ContextMismatch("the analyst signed for this job in another run, or for something else")
+    return sender
 
 
 def heads(leaves: Sequence[bytes], sizes: Collection[int]) -> dict[int, bytes]:

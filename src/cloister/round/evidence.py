@@ -2,6 +2,7 @@
 
     trust.json                      {"roots": [hex, ..], "quorum": 1}: the root keys that the saver had pinned
     job.bundle                      the job, as its digest names it
+    job.signature                   LP(header) LP(signature) of the envelope in which its analyst submitted it
     state.bundle                    the final state: model, fitted preparation, history, columns
     rosters/00001.roster            the signed rosters, by version
     receipts/00000.receipt          the signed receipts of the run, in order; void rounds have none
@@ -64,8 +65,9 @@ class RoundEvidence:
 @dataclass(frozen=True)
 class Evidence:
     """Attributes: roots, quorum: who must have signed the rosters; the one thing that is taken on trust. checkpoints:
-    by name. pinned: whether the roots are the reader's own, and not those that were found with the rest. The others
-    as in the module's list. Raises: MalformedMessage: a quorum that these roots cannot be."""
+    by name. submission: job.signature. pinned: whether the roots are the reader's own, and not those that were found
+    with the rest. The others as in the module's list. Raises: MalformedMessage: a quorum that these roots cannot be.
+    """
 
     roots: tuple[bytes, ...]
     quorum: int
@@ -75,6 +77,7 @@ class Evidence:
     rounds: tuple[RoundEvidence, ...]
     leaves: bytes | None = field(default=None, repr=False)
     checkpoints: Mapping[str, bytes] = field(default_factory=dict)
+    submission: bytes | None = field(default=None, repr=False)
     pinned: bool = False
 
     def __post_init__(self) -> None:
@@ -98,8 +101,8 @@ class Evidence:
             files[file_of("rosters", version)] = roster
         for place, each in enumerate(self.rounds):
             files |= round_files(place, each)
-        if self.leaves is not None:
-            files["log/leaves"] = self.leaves
+        beside = {"job.signature": self.submission, "log/leaves": self.leaves}
+        files |= {name: data for name, data in beside.items() if data is not None}
         return files | {f"log/{name}.checkpoint": note for name, note in self.checkpoints.items()}
 
     @classmethod
@@ -136,8 +139,9 @@ class Evidence:
         )
         notes = {name[1]: bytes(data) for path, data in files.items() if (name := NOTED.fullmatch(path))}
         rosters = tuple(bytes(data) for _, data in sorted(found["rosters"].items()))
-        job, state, leaves = (_bytes(files.get(name)) for name in ("job.bundle", "state.bundle", "log/leaves"))
-        return cls(roots, quorum, rosters, job or b"", state or b"", rounds, leaves, notes)
+        job, state = bytes(files["job.bundle"]), bytes(files["state.bundle"])
+        leaves, submission = _bytes(files.get("log/leaves")), _bytes(files.get("job.signature"))
+        return cls(roots, quorum, rosters, job, state, rounds, leaves, notes, submission)
 
 
 def trust_file(roots: tuple[bytes, ...], quorum: int) -> bytes:

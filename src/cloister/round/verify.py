@@ -22,6 +22,7 @@ from cloister.round.checks import (
     ReceiptedRound,
     check_receipt,
     check_signatures,
+    check_submission,
     checkpoint,
     heads,
     opened,
@@ -69,6 +70,7 @@ class _Replay:
             return Verdict((*self._claims, rest, *BEYOND), tuple(self._findings))
         steps = (
             self._check_receipts,
+            self._check_analyst,
             self._check_sites,
             self._check_consistency,
             self._replay_model,
@@ -151,6 +153,16 @@ class _Replay:
             "not all can be read",
             enough=self._complete,
         )
+
+    def _check_analyst(self) -> None:
+        before, signed, analyst = len(self._findings), self._evidence.submission, ""
+        if signed is not None and self._complete:
+            first, job = self._rounds[0], self._evidence.job
+            with self._finding("job", "job.signature"):
+                if digest(job) == first.receipt.plan.job:  # else it is the job that is found to be another one
+                    analyst = check_submission(signed, job, first.receipt.plan.run, first.roster)
+        why = f"signed by the analyst {analyst}, for this run"
+        self._claim("job", before, why, "no signature of its analyst to judge", enough=analyst != "")
 
     def _check_sites(self) -> None:
         before = len(self._findings)
