@@ -30,6 +30,7 @@ class Engine(StrEnum):
     serial = "serial"
     processes = "processes"
     batched = "batched"
+    ray = "ray"
 
 
 def simulate(

@@ -3,6 +3,7 @@
     serial      one site after the other, in this process
     processes   the same on every core: `processes.py`
     batched     many sites at once, for small nets: `batched.py`
+    ray         on a Ray cluster: `ray.py`
     auto        processes where they pay, else serial
 
 Contributions are integers, so neither their order nor the number of processes can change a sum. An engine hands over
@@ -27,7 +28,7 @@ from cloister.vector import Answer, FixedPoint, Query
 from cloister.vector.errors import DataError, TaskError, UsageError
 from cloister.vector.layout import Words
 
-ENGINES = ("auto", "serial", "processes", "batched")
+ENGINES = ("auto", "serial", "processes", "batched", "ray")
 SLOW_SECONDS = 0.1  # a round of training: starting processes takes about as long
 MOST_KEPT = 1024  # sites whose prepared data stay in memory from one round to the next ...
 MOST_KEPT_BYTES = 1 << 28  # ... together no more than this
@@ -163,6 +164,10 @@ def make_engine(
         from cloister.simulation.batched import BatchedEngine
 
         return BatchedEngine(job, data, memory).check()
+    if name == "ray":
+        from cloister.simulation.ray import RayEngine
+
+        return RayEngine(job, (data, memory, reproducible), processes)
     serial = SerialEngine(job, data, memory, reproducible)
     if name == "processes":
         return _processes(serial, processes or cores())
