@@ -7,184 +7,14 @@ reproduction is skipped and says so. --write puts the table into docs/reproducti
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from importlib import import_module
 
-import numpy as np
-import pandas as pd
+from reproductions.table import DATA, ROOT, table
 
-import cloister as cl
-from cloister import learn
-from cloister.learn.comparison import measure
-from cloister.round import Program, run
-from cloister.simulation.cohort import LocalCohort
-from cloister.simulation.engine import SerialEngine
-from cloister.simulation.sealing import Ideal
-from cloister.vector import State
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "reproductions.md"
-SEEDS = (42, 43, 44, 45, 46)
-Frames = Mapping[str, pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table. Attributes: published: as text, with its deviation where one is published."""
-
-    name: str
-    settings: str
-    published: str
-    measure: Callable[[Frames, int], float]
-
-
-# --- Fed-Heart-Disease
-
-HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
-
-
-def heart_tables() -> Frames | None:
-    """FLamby's 13 inputs: it standardises the one-hot columns as well."""
-    source = DATA / "fed-heart-disease"
-    if not source.is_dir():
-        return None
-    spec = importlib.util.spec_from_file_location("heart_prepare", ROOT / "examples" / "heart" / "prepare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    with tempfile.TemporaryDirectory() as folder:
-        example.prepare(source, Path(folder))
-        return {name: _thirteen(learn.read_table(Path(folder) / f"{name}.csv")) for name in HOSPITALS}
-
-
-def _thirteen(frame: pd.DataFrame) -> pd.DataFrame:
-    encoded = [(frame["cp"] == value).astype(float).rename(f"cp_{value}") for value in (2, 3, 4)]
-    encoded += [(frame["restecg"] == value).astype(float).rename(f"restecg_{value}") for value in (1, 2)]
-    return pd.concat([frame.drop(columns=["cp", "restecg"]), *encoded], axis=1)
-
-
-def heart_job(
-    algorithm: Any, optimizer: cl.SGD | cl.Adam, seed: int, by: Literal["site", "federation"] = "site", **local: int
-) -> cl.Job:
-    return cl.Job(
-        data=cl.Table("heart", target="disease", split="split"),
-        prepare=(cl.Standardize(by=by),),
-        task=cl.Torch(cl.nets.Linear(), loss="bce", optimizer=optimizer, batch_size=4, **local),
-        algorithm=algorithm,
-        evaluate=cl.Evaluate(every=algorithm.rounds),
-        seed=seed,
-    )
-
-
-def federated(
-    algorithm: Any, lr: float, metric: str = "site_accuracy", by: Literal["site", "federation"] = "site"
-) -> Callable[[Frames, int], float]:
-    def measured(frames: Frames, seed: int) -> float:
-        job = heart_job(algorithm, cl.SGD(lr), seed, by, steps=100)
-        return float(cl.simulate(job, frames, engine="serial").history[metric].iloc[-1])
-
-    return measured
-
-
-def central(*hospitals: str) -> Callable[[Frames, int], float]:
-    """The model of these hospitals' training rows together, at all four, each standardised by its own rows."""
-
-    def measured(frames: Frames, seed: int) -> float:
-        job, state = _trained(pd.concat([frames[name] for name in hospitals], ignore_index=True), seed)
-        return float(np.mean([_accuracy(job, state, frame, frame["split"] == "test") for frame in frames.values()]))
-
-    return measured
-
-
-def standardised_together(frames: Frames, seed: int) -> float:
-    """All rows in one place, in testing as well; still the plain mean over the four hospitals."""
-    everything = pd.concat(frames.values(), ignore_index=True)
-    job, state = _trained(everything, seed)
-    home = np.repeat(list(frames), [len(frame) for frame in frames.values()])
-    test = everything["split"] == "test"
-    return float(np.mean([_accuracy(job, state, everything, test & (home == name)) for name in frames]))
-
-
-def _trained(frame: pd.DataFrame, seed: int) -> tuple[cl.Job, State]:
-    """One table alone: Adam over 50 epochs, as one round of a federation of one."""
-    job, name = heart_job(cl.FedAvg(rounds=1), cl.Adam(0.001), seed, epochs=50), "one"
-    engine = SerialEngine(job, {name: frame})
-    columns = job.data.resolve({name: learn.schema(frame)})
-    cohort = LocalCohort(job, engine, [name], Ideal(), required=lambda sites: 1)
-    return job, run(Program(job, columns), cohort)
-
-
-def _accuracy(job: cl.Job, state: State, frame: pd.DataFrame, rows: Any) -> float:
-    said = learn.predict(job, state, frame, fit_rows=(frame["split"] == "train").to_numpy())
-    found = measure("binary", frame["disease"].to_numpy()[rows], said[rows])["accuracy"]
-    assert found is not None
-    return found
-
-
-OPT: dict[str, Any] = {"rounds": 15, "beta1": 0.9, "tau": 1e-8}  # FLamby's, for all three
-HEART = (
-    Row("pooled", "Adam 0.001, 50 epochs", ".735", central(*HOSPITALS)),
-    Row("pooled, standardised together", "Adam 0.001, 50 epochs", "", standardised_together),
-    *(
-        Row(f"local: {hospital}", "Adam 0.001, 50 epochs", value, central(hospital))
-        for hospital, value in zip(HOSPITALS, (".722", ".629", ".567", ".637"), strict=True)
-    ),
-    Row("FedAvg", "lr 0.001", ".685", federated(cl.FedAvg(rounds=15), 0.001)),
-    Row("FedProx", "lr 0.001, proximal 0.01", "as FedAvg", federated(cl.FedProx(rounds=15, proximal=0.01), 0.001)),
-    Row("SCAFFOLD", "lr 0.001", ".684", federated(cl.SCAFFOLD(rounds=15), 0.001)),
-    Row(
-        "FedAdam",
-        "lr 0.01, server_lr 0.01",
-        ".7255",
-        federated(cl.FedAdam(server_lr=0.01, beta2=0.999, **OPT), 0.01),
-    ),
-    Row(
-        "FedYogi",
-        "lr 0.003162, server_lr 0.01",
-        ".731",
-        federated(cl.FedYogi(server_lr=0.01, beta2=0.999, **OPT), 0.003162),
-    ),
-    Row(
-        "FedAdagrad",
-        "lr 0.003162, server_lr 0.316228",
-        ".731",
-        federated(cl.FedAdagrad(server_lr=0.316228, **OPT), 0.003162),
-    ),
-    Row("FedAvg", "lr 0.01", "", federated(cl.FedAvg(rounds=15), 0.01)),
-    Row("FedAvg, standardised by sealed sums", "lr 0.01", "", federated(cl.FedAvg(15), 0.01, by="federation")),
-    Row("FedAvgM", "lr 0.001, momentum 0.9", "", federated(cl.FedAvgM(rounds=15), 0.001)),
-    Row("FedNova", "lr 0.01", "", federated(cl.FedNova(rounds=15), 0.01)),
-    Row("SCAFFOLD", "lr 0.01", "", federated(cl.SCAFFOLD(rounds=15), 0.01)),
-    Row("FedDyn", "lr 0.01, alpha 0.01", "", federated(cl.FedDyn(rounds=15), 0.01)),
-    Row(
-        "Ditto, the sites' own models",
-        "lr 0.01, pull 0.1",
-        "",
-        federated(cl.Ditto(rounds=15), 0.01, "personal_site_accuracy"),
-    ),
-)
-
-KNOWN: dict[str, tuple[Callable[[], Frames | None], tuple[Row, ...]]] = {"heart": (heart_tables, HEART)}
-
-
-def table(rows: tuple[Row, ...], frames: Frames) -> list[str]:
-    lines = ["| strategy | settings | published | ours, mean ± deviation over five seeds |", "|---|---|---|---|"]
-    for row in rows:
-        began = time.perf_counter()
-        values = [row.measure(frames, seed) for seed in SEEDS]
-        shown = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}".replace("0.", ".")
-        lines.append(f"| {row.name} | {row.settings} | {row.published or '-'} | {shown} |")
-        print(f"{lines[-1]}  {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
-    return lines
+KNOWN = ("banks", "heart", "mnist")
 
 
 def write(name: str, lines: list[str]) -> None:
@@ -196,18 +26,18 @@ def write(name: str, lines: list[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", choices=sorted(KNOWN))
+    parser.add_argument("name", nargs="?", choices=KNOWN)
     parser.add_argument("--write", action="store_true", help="into docs/reproductions.md")
     arguments = parser.parse_args()
     if arguments.name is None:
-        print("\n".join(sorted(KNOWN)))
+        print("\n".join(KNOWN))
         return 0
-    load, rows = KNOWN[arguments.name]
-    frames = load()
+    found = import_module(f"reproductions.{arguments.name}")
+    frames = found.load()
     if frames is None:
         print(f"skipped: {arguments.name} needs its data in {DATA}, and there is none.")
         return 0
-    lines = table(rows, frames)
+    lines = table(found.ROWS, frames)
     if arguments.write:
         write(arguments.name, lines)
     print("\n".join(lines))
