@@ -225,7 +225,7 @@ def test_log_audits_and_evidence_of_a_run(
     assert "in 2 rounds" in pieces
     assert "are your own" not in pieces
     newest = said(capsys, "verify", analyst.url, "--out", str(results.parent / "fetched"), *lee)
-    assert newest["run"] == run
+    assert newest["run"] == said(capsys, "verify", str(analyst.folder))["run"] == run
     assert (results.parent / "fetched" / "model.safetensors").read_bytes() == (
         results / "model.safetensors"
     ).read_bytes()

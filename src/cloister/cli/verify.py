@@ -38,7 +38,8 @@ def verify(
         str,
         typer.Argument(
             metavar="FOLDER|URL|RUN",
-            help="A results folder; or a run, as `https://HOST:PORT/RUN` or its id, to be fetched first.",
+            help="A results folder; or a run to be fetched first: https://HOST:PORT/RUN or its id. Without RUN, or for"
+            " an analyst's folder: the newest that is over.",
         ),
     ],
     root: Annotated[
@@ -77,10 +78,10 @@ def verify(
 
     pinned = read_root(root) if root else None
     here = Path(target)
-    if not here.exists() and ("://" in target or RUN.fullmatch(target)):
-        analyst = _dialled(Analyst.open(folder), target)
+    if (here / "analyst.json").exists() or (not here.exists() and ("://" in target or RUN.fullmatch(target))):
+        analyst = Analyst.open(here) if here.exists() else _dialled(Analyst.open(folder), target)
+        run = "" if here.exists() else urlsplit(target).path.strip("/")  # of an id alone it is the whole
         with _kept(out) as here:
-            run = urlsplit(target).path.strip("/")  # of an id alone it is the whole
             asked = asyncio.run(_fetch(analyst, run, here, audit, as_json, whole=out is not None))
             verdict, facts = _judged(here, pinned or analyst.root, asked, site, as_json)
     elif out is not None:
