@@ -38,8 +38,8 @@ def verify(
         str,
         typer.Argument(
             metavar="FOLDER|URL|RUN",
-            help="A results folder; or a run to be fetched first: https://HOST:PORT/RUN or its id. Without RUN, or for"
-            " an analyst's folder: the newest that is over.",
+            help="A results folder; or a run to be fetched first: https://HOST:PORT/RUN or its id. Without RUN, or"
+            " for an analyst's folder: the newest that is over.",
         ),
     ],
     root: Annotated[
