@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cloister.cli import attack, check, coordinator, demo, runs, simulate, site, sweep, verify
+from cloister.cli import attack, budget, check, coordinator, demo, runs, simulate, site, sweep, verify
 from cloister.vector import crash
 from cloister.vector.errors import AddressInUse, CloisterError, StorageFull, UsageError
 
@@ -35,6 +35,7 @@ app.command("attack")(attack.attack)
 app.command("simulate")(simulate.simulate)
 app.command("sweep")(sweep.sweep)
 app.add_typer(coordinator.app, name="coordinator")
+site.app.command("budget")(budget.budget)
 app.add_typer(site.app, name="site")
 app.command("submit")(runs.submit)
 app.command("status")(runs.status)

@@ -270,6 +270,13 @@ def _conditions(job: Job, cohort: int, colluders: int, reproducible: bool) -> li
 # --- what a site checks
 
 
+def ahead(job: Job, query: Query) -> tuple[Event, ...]:
+    """What the whole job will cost, told by its first training query: better refused now than half-way; else none."""
+    if job.privacy is None or query.task != "train" or query.config.get("round") != 1:
+        return ()
+    return tuple(Terms.from_json(query.config["privacy"]).of_job(job))
+
+
 def check(job: Job, query: Query) -> list[Event]:
     """A site's own look at a query of a job with privacy, before anything is computed for it.
 
@@ -277,6 +284,8 @@ def check(job: Job, query: Query) -> list[Event]:
     says.
     """
     assert job.privacy is not None
+    if isinstance(job.privacy, SiteDP) and job.privacy.central:
+        raise ContextMismatch("central noise is for simulations: here each site adds its own.")
     if query.task == "profile" and query.layout == census():
         return []
     if query.task not in ("train", "evaluate"):

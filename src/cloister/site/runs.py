@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloister.job import Job
@@ -70,7 +70,7 @@ class Accepted:
 
 @dataclass
 class Round:
-    """The round under way. charge: what an answer costs. sealing: the task that waits for it, masks and uploads it."""
+    """The round under way. charge: what an answer costs. sealing: the task that waits for one, and uploads it."""
 
     plan: Plan
     query: Query
@@ -257,12 +257,13 @@ class SiteRun:
         ).require(self._desk.site)
         data = await self._desk.fetch(plan.query)
         query = Query.from_bytes(data)
-        if query.sealed_layout != plan.layout or query.max_rows != plan.max_rows:
+        if (query.sealed_layout, query.max_rows, query.buckets) != (plan.layout, plan.max_rows, plan.buckets):
             raise ContextMismatch("the query asks for another vector than the plan announces.")
         if type(query.config.get("step")) is not int:
             raise ContextMismatch("the query does not say which step of the program it is.")
         charge = await asyncio.to_thread(self._cost, accepted, query, plan.round)
-        await asyncio.to_thread(self._desk.ledger.require, charge, self._limit(charge))
+        whole = replace(charge, events=private.ahead(accepted.job, query) or charge.events)
+        await asyncio.to_thread(self._desk.ledger.require, whole, self._limit(charge))
         asked = {"run": self.run, "round": plan.round, "task": query.task, "sites": len(plan.sites)}
         self._desk.note("asked", **asked, words=plan.words, plan=plan.digest.hex(), query=plan.query.hex())
         keys = seal.keys(digest(data))
