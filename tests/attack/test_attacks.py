@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What issue and protocol ask for (docs/protocol.md), each by the lies that tell it.
 ASKED = {
     "victim listed both as survivor and as dropped": ["survivor-and-dropped", "second-survivor-set"],
-    "two survivor sets": ["second-survivor-set", "difference-of-sums"],
+    "two survivor sets": ["second-survivor-set", "difference-of-sums", "reworded-question"],
     "two models": ["two-models", "swapped-model"],
     "two key lists": ["two-key-lists", "second-key-list", "man-in-the-middle"],
     "swapped or replayed ciphertexts": ["swapped-ciphertexts", "replayed-ciphertexts", "misdirected-ciphertexts"],
@@ -41,6 +41,7 @@ ASKED = {
         "swapped-roots",
     ],
     "stale or forked receipt": ["stale-receipt", "forked-receipt", "rewritten-receipt"],
+    "a log that is split, or leaves a receipt out": ["split-log", "missing-receipt"],
     "a changed plan after approval": ["changed-job", "changed-layout", "second-announcement"],
     "a sum forged after opening": ["forged-sum", "forged-model"],
 }
@@ -107,3 +108,12 @@ def test_a_planted_bug_is_found(tmp_path: Path) -> None:
     assert (outcome.worst.site, outcome.worst.crowd) == ("ghent", 1)
     assert outcome.worst.correlation > 0.999
     assert outcome.worst.removed == outcome.worst.masks == 5
+
+
+@pytest.mark.processes
+def test_two_sums_of_one_answer_are_found_whatever_the_questions_were_called(tmp_path: Path) -> None:
+    agent = [sys.executable, str(Path(__file__).with_name("forgetful_site.py"))]
+    (outcome,) = attack(chosen(["reworded-question"]), tmp_path, agent=agent)
+    assert "LEAKED" in outcome.fault
+    assert outcome.worst is not None
+    assert (outcome.worst.site, outcome.worst.crowd) == ("ghent", 1)

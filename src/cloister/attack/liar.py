@@ -17,8 +17,11 @@ from cloister.attack.record import Record
 from cloister.coordinator.blobs import BlobFolder
 from cloister.coordinator.folder import COORDINATOR, Folder
 from cloister.coordinator.hub import Hub, Patience
+from cloister.coordinator.log import ReceiptLog
 from cloister.coordinator.store import Tx
 from cloister.seal import derive, labels
+from cloister.seal.log import Log
+from cloister.seal.merkle import leaf_hash
 from cloister.seal.messages import (
     KINDS,
     Ciphertexts,
@@ -34,7 +37,7 @@ from cloister.seal.plan import Plan
 from cloister.seal.roster import Roster
 from cloister.seal.server import Read, SealServer
 from cloister.seal.state import Phase
-from cloister.vector.errors import CloisterError, error_names
+from cloister.vector.errors import CloisterError, UsageError, error_names
 from cloister.vector.layout import Words
 
 LIES_PER_QUESTION = 2  # of the three rounds that a coordinator spends on one; the third is true, so that runs go on
@@ -88,11 +91,13 @@ class Lie(Watched):
 
     Attributes: rounds: how many it takes. shows: whether sites are shown something untrue; what no site can see is
       found by `verify` afterwards. spoils_run: no sum of the run can open after it, so it is told in the first
-      question of a run of its own; the others when a model is trained, one after the other.
+      question of a run of its own; the others when a model is trained, one after the other. lasts: sites remember it
+      in later runs too, so it is told in the last run.
     """
 
     rounds: ClassVar[int] = 1
     spoils_run: ClassVar[bool] = False
+    lasts: ClassVar[bool] = False
     shows: ClassVar[bool] = True
 
     @property
@@ -228,6 +233,25 @@ class LyingBlobs(BlobFolder):
         return super().path(self.swapped.get(name, name))
 
 
+class LyingLog(ReceiptLog):
+    """Attributes: hidden: receipts (digest, hex) of which it says that it has no place. forked: a receipt whose place
+    it shows in another log to whoever asks first."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub.store, hub.folder.federation, hub.identity)
+        self.hidden: set[str] = set()
+        self.forked = ""
+
+    def entry(self, receipt: str, since: int) -> bytes:
+        if receipt in self.hidden:
+            raise UsageError("the log does not hold this receipt.")
+        if receipt != self.forked:
+            return super().entry(receipt, since)
+        self.forked, log = "", self._current()
+        fork = Log(log.origin, [*log.leaves[:-1], leaf_hash(b"a receipt that the others never see"), log.leaves[-1]])
+        return fork.entry(len(log.leaves), since, self._identity).to_bytes()
+
+
 class LyingHub(Hub):
     """The coordinator's hub, with a script. To be made inside the event loop that serves it."""
 
@@ -235,12 +259,15 @@ class LyingHub(Hub):
         super().__init__(folder, patience)
         self.script, self.loop = script, asyncio.get_running_loop()
         self.lying_blobs = self.blobs = LyingBlobs(folder.path / "blobs")
+        self.lying_log = self.log = LyingLog(self)
 
     def seal_server(self, plan: Plan, roster: Roster, previous: bytes) -> SealServer:
         self.lying_blobs.swapped.clear()
         known = self.script.rounds.get((plan.run.hex(), plan.round))  # made anew after a failed write
         kind, act = (type(known), known.act) if known else self.script.next(plan)
         machine = kind(plan, roster, self.identity, COORDINATOR, previous)
+        if act == 0:
+            self.lying_log.hidden.clear()
         machine.begin(self, act)
         self.script.rounds[machine.record.key] = machine
         return machine

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from cloister.attack.liar import Lie, name_of
+from cloister.attack.liar import Lie, LyingHub, name_of
+from cloister.coordinator.folder import COORDINATOR
 from cloister.seal import derive
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
@@ -30,7 +31,7 @@ from cloister.seal.messages import (
 from cloister.seal.receipt import Receipt, open_receipt, sign_receipt
 from cloister.seal.state import Phase
 from cloister.seal.threshold import threshold
-from cloister.vector import Query
+from cloister.vector import Query, digest
 from cloister.vector.errors import TooFewSurvivors
 from cloister.vector.layout import Block, Layout, Words
 from cloister.wire import api
@@ -101,6 +102,23 @@ class DifferenceOfSums(Lie):
             sites = tuple(site for site in sites if site != self.victim)
             self.told |= set(sites)
         return super()._close_masked(sites)
+
+
+class RewordedQuestion(DifferenceOfSums):
+    """The same with a question that differs in a word which nobody reads: another digest, and the same answers.
+
+    Fails: a site sums over one survivor set only until it has the next receipt, whatever is asked.
+    Refused as: SurvivorSetConflict.
+    """
+
+    def begin(self, hub: LyingHub, act: int) -> None:
+        if act == 1:
+            query = Query.from_bytes(hub.blobs.read(self.plan.query.hex()))
+            other = replace(query, config={**query.config, "unread": 1})
+            name = bytes.fromhex(hub.blobs.put(other.to_bytes()))
+            plan = replace(self.plan, query=name)
+            super().__init__(plan, self._roster, self._identity, COORDINATOR, self._previous)
+        super().begin(hub, act)
 
 
 class WithheldConsistency(Lie):
@@ -547,6 +565,42 @@ class RewrittenReceipt(Lie):
         left = tuple(other for other in receipt.u3 if other != self.victim)
         uploads = tuple(upload for upload in receipt.uploads if upload.site != self.victim)
         return sign_receipt(replace(receipt, u3=left, uploads=uploads), self._identity)
+
+
+class MissingReceipt(Lie):
+    """Leaves a receipt out of its log, so that nobody outside ever hears of that sum.
+
+    Fails: a site has each receipt's place in the log proven to it before it takes part again.
+    Refused as: StaleReceipt.
+    """
+
+    rounds = 2
+
+    def receipt_to(self, site: str, data: bytes) -> bytes:
+        if self.act == 0:
+            self.hub.lying_log.hidden.add(digest(data).hex())
+            self.told.add(site)
+        return data
+
+
+class SplitLog(Lie):
+    """Shows one site a log with a receipt in it that the log of the others does not have.
+
+    Fails: the sites carry the log's heads to each other, in the keys of the next round.
+    Refused as: StaleReceipt.
+    """
+
+    rounds, lasts = 2, True
+
+    def receipt_to(self, site: str, data: bytes) -> bytes:
+        if self.act == 0:
+            self.hub.lying_log.forked = digest(data).hex()
+        return data
+
+    def keylist_to(self, site: str, message: KeyList) -> Message:
+        if self.act == 1:
+            self.told.add(site)
+        return message
 
 
 class ForgedSum(Lie):

@@ -25,6 +25,7 @@ from cloister.attack.record import Record, Secret, View
 from cloister.seal import derive, shamir
 from cloister.seal.masks import apply_masks, reduce, unpack
 from cloister.seal.messages import Keys, Unmask
+from cloister.vector import digest
 from cloister.vector.layout import Words
 
 FALSE_ALARM = 1e-9  # of one measurement of pure noise
@@ -84,7 +85,7 @@ def _signed(words: Words, bits: int) -> npt.NDArray[np.float64]:
 
 def spoils(records: Sequence[Record], truth: Truth) -> list[Spoils]:
     """Of each site that sent a vector in these rounds, which asked one question: the worst that can be made of it."""
-    equations = [equation for record in records for equation in _Knowledge(record).equations()]
+    equations = [equation for record in records for equation in _Knowledge(record).equations(truth)]
     worst: dict[str, Spoils] = {}
     for equation in equations:
         site, bits = equation.view.site, equation.view.plan.bits
@@ -111,12 +112,12 @@ class _Equation:
     words: Words = field(repr=False)
     unknown: dict[tuple[object, ...], int]
     masks: int
+    said: bytes  # digest of the site's true contribution
 
     @property
     def contribution(self) -> tuple[object, ...]:
-        """Names what is behind the masks: the same question to as many sites makes the same words of an answer."""
-        plan = self.view.plan
-        return plan.query, len(plan.sites), plan.bits, self.view.site
+        """Names what is behind the masks: the same words of an answer, however the question was put."""
+        return self.view.site, self.said
 
 
 class _Knowledge:
@@ -154,7 +155,7 @@ class _Knowledge:
                     yield (owner, kind), secret
                     break
 
-    def equations(self) -> Iterator[_Equation]:
+    def equations(self, truth: Truth) -> Iterator[_Equation]:
         for site, view in self._views.items():
             words = unpack(self._record.payloads[site], view.plan.words, view.plan.bits)
             known, unknown = [], {}
@@ -165,7 +166,7 @@ class _Knowledge:
                     known.append((seed, -sign))
             apply_masks(words, known)
             reduce(words, view.plan.bits)
-            yield _Equation(view, words, unknown, len(known) + len(unknown))
+            yield _Equation(view, words, unknown, len(known) + len(unknown), digest(truth(view).tobytes()))
 
     def _masks(self, view: View) -> Iterator[tuple[tuple[object, ...], int, bytes | None]]:
         """(name, sign, seed if known) of each mask on a site's vector."""
@@ -197,7 +198,7 @@ def _smallest_sum(one: _Equation, equations: Sequence[_Equation], truth: Truth) 
     Sums over as many sites as the round's plan allows are what everybody is told, and are no leak; where none smaller
     opens: 0 sites, and the best estimate of the contribution alone.
     """
-    alike = [other for other in equations if other.contribution[:3] == one.contribution[:3]]
+    alike = [other for other in equations if len(other.words) == len(one.words)]
     behind = {other.contribution: other.view for other in alike}
     others = sorted((name for name in behind if name != one.contribution), key=str)
     for size in range(min(one.view.record.plan.min_survivors, len(behind) + 1) - 1):

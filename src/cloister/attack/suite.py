@@ -98,7 +98,8 @@ def attack(
     """
     say("a coordinator, five sites and their tables: loopback, TLS, a process for each site")
     lies = list(kinds)
-    batches = [[kind for kind in lies if not kind.spoils_run], *([kind] for kind in lies if kind.spoils_run)]
+    batches = [[kind for kind in lies if not kind.spoils_run and not kind.lasts]]
+    batches += ([kind] for kind in sorted(lies, key=lambda kind: kind.lasts) if kind.spoils_run or kind.lasts)
     outcomes = []
     with Federation(folder, agent) as federation:
         job = make_job()

@@ -332,6 +332,7 @@ class RemoteCohort:
             "sites": len(round.plan.sites),
             "survivors": len(round.server.u3),
             "dropped": sorted(set(round.plan.sites) - set(round.server.u3)),
+            "blamed": sorted({fault.site for fault in round.server.blamed}),
             **round.traffic(),
             **metrics,
         }

@@ -215,7 +215,7 @@ class Tx:
         for row in self.rounds(run):
             open_since = [] if row.outcome == "done" else [*open_since, row.survivors]
         told = [json.loads(survivors) for survivors in open_since if survivors is not None]
-        return tuple(told[-1]) if told else ()
+        return tuple(told[0]) if told else ()
 
     def append(self, run: str, round: int, kind: str, site: str, data: bytes) -> None:
         """One more thing that the round's seal machine was told; a message that is there already is kept once."""

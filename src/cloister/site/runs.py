@@ -327,13 +327,15 @@ class SiteRun:
             known = self._training[1]
             if not known.done() or (not known.cancelled() and known.exception() is None):
                 return
-        self._stop_training()
-        task = asyncio.create_task(self._answer(query, data))
+        task = asyncio.create_task(self._answer(query, data, self._stop_training()))
         self._training = (name, task)
         self._tasks.create_task(self._watch(task))
 
-    async def _answer(self, query: Query, data: bytes) -> Answer:
+    async def _answer(self, query: Query, data: bytes, before: asyncio.Task[Answer] | None) -> Answer:
+        """Args: before: a training that was stopped: its worker is on its way out, and must not be asked any more."""
         began = time.monotonic()
+        if before is not None:
+            await asyncio.wait({before})
         worker = await self._ready_worker()
         if self._accepted is not None and self._accepted.job.algorithm.stateful:
             self._memory.asked(query.config["step"], digest(data))
@@ -461,10 +463,14 @@ class SiteRun:
                 sealing.cancel()
         self._round = None
 
-    def _stop_training(self) -> None:
-        if self._training is not None and not self._training[1].done():
-            self._training[1].cancel()  # ends the worker too: it answers a question that nobody asks any more
+    def _stop_training(self) -> asyncio.Task[Answer] | None:
+        """Returns: the training that was under way; it ends its worker, whose answer nobody asks for any more."""
+        task = self._training[1] if self._training is not None else None
         self._training = None
+        if task is None or task.done():
+            return None
+        task.cancel()
+        return task
 
     async def _send(self, type: str, body: bytes, round: int) -> None:
         self._desk.note("answered", run=self.run, round=round, type=type, message=digest(body).hex())
