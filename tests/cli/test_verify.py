@@ -244,6 +244,33 @@ def test_a_history_that_the_site_knows_otherwise(results: Path, say: Say, tmp_pa
     assert say(simulated, "--site", ahead)["ok"]
 
 
+def test_runs_side_by_side(
+    results: Path, say: Say, tmp_path: Path, simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two folders of one log agree; one that was altered, or of another log, does not pass for the other's sake."""
+    (tmp_path / "all").mkdir()
+    first, second = (shutil.copytree(simulated, tmp_path / "all" / name) for name in ("first", "second"))
+    said = say(tmp_path / "all", "--all")
+    assert (len(said["runs"]), said["whole_log"]["outcome"]) == (2, "proven")
+    assert command(["verify", str(tmp_path / "all"), "--all"]) == 0
+    assert f"each of its {ROUNDS} receipts" in " ".join(capsys.readouterr().out.split())
+
+    (second / "trust.json").write_bytes(b"{}")
+    said = say(tmp_path / "all", "--all", code=1)
+    assert [run["ok"] for run in said["runs"]] == [True, False]
+    assert command(["verify", str(tmp_path / "all"), "--all"]) == 1
+    assert "second: MalformedMessage in trust.json" in " ".join(capsys.readouterr().out.split())
+
+    shutil.rmtree(second)
+    shutil.copytree(simulated, second)
+    leaves = (second / "log" / "leaves").read_bytes()
+    (second / "log" / "leaves").write_bytes(bytes(32) + leaves)  # longer, and it begins otherwise
+    said = say(tmp_path / "all", "--all", code=1)
+    assert [finding["file"] for finding in said["findings"]] == ["first/log/leaves"]
+    assert "holds no folders" in say(first, "--all", code=2)["message"]
+    assert "asks the coordinator" in say(tmp_path / "all", "--all", "--audit", "1", code=2)["message"]
+
+
 def test_what_is_no_evidence_is_bad_input(results: Path, say: Say, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk").write_bytes(b"\xff\x00")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,24 @@ def test_log_audits_and_evidence_of_a_run(
     ).read_bytes()
     fewer_leaves_than_asked_for(monkeypatch, capsys, f"{analyst.url}/{run}", lee)
     a_log_that_shrank_or_forked(monkeypatch, capsys, results, lee)
+    the_whole_log(federation, capsys, analyst, run)
+
+
+def the_whole_log(federation: Federation, capsys: pytest.CaptureFixture[str], analyst: Analyst, run: str) -> None:
+    """All runs at once; a receipt that belongs to none of them shows."""
+    kept = federation.folder.parent / "all"
+    everything = said(capsys, "verify", str(analyst.folder), "--all", "--audit", "1", "--out", str(kept))
+    assert [each["run"] for each in everything["runs"]] == [run]
+    assert everything["whole_log"]["outcome"] == "proven"
+    assert [path.name for path in kept.iterdir()] == [run[:12]]
+    assert len(list((kept / run[:12] / "audits").iterdir())) == 3
+    assert said(capsys, "verify", str(kept), "--all")["whole_log"]["outcome"] == "proven"
+    with closing(open_folder(federation.folder).store()) as store:
+        store.run_tx("hidden", lambda tx: tx.append_to_log(leaf_hash(b"of a run that is not shown"), "ab" * 32))
+    hidden = said(capsys, "verify", analyst.url, "--all", "--folder", str(analyst.folder))
+    assert hidden["ok"]
+    assert hidden["whole_log"]["outcome"] == "not proven"
+    assert "1 of its 5 receipts" in hidden["whole_log"]["why"]
 
 
 async def the_log_holds(client: CoordinatorClient, site: Member, receipts: list[bytes], key: bytes) -> None:

@@ -65,6 +65,10 @@ def verify(
             help="Challenge the coordinator to show N pieces of each sum whose masked vectors it keeps.",
         ),
     ] = 0,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Every run of the coordinator, or in a folder of such folders: the whole log."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="With a URL or a run: where results and evidence are kept.")
     ] = None,
@@ -74,25 +78,57 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Replay a run from its evidence: signatures, receipts, log, every step of the model; exit 1 if a check fails."""
-    from cloister.cli.analyst import Analyst
-
-    pinned = read_root(root) if root else None
+    pinned, dialled = read_root(root) if root else None, _dialled(target, folder)
+    if every:
+        _verify_all(target, dialled, pinned, site, audit, out, as_json)
+        return
     here = Path(target)
-    if (here / "analyst.json").exists() or (not here.exists() and ("://" in target or RUN.fullmatch(target))):
-        analyst = Analyst.open(here) if here.exists() else _dialled(Analyst.open(folder), target)
-        run = "" if here.exists() else urlsplit(target).path.strip("/")  # of an id alone it is the whole
+    if dialled:
+        analyst, run = dialled
         with _kept(out) as here:
             asked = asyncio.run(_fetch(analyst, run, here, audit, as_json, whole=out is not None))
-            verdict, facts = _judged(here, pinned or analyst.root, asked, site, as_json)
+            verdict, facts = judged(here, pinned or analyst.root, asked, site, as_json)
     elif out is not None:
         raise UsageError("--out goes with a URL or a run.", mend=f"{target} is kept where it is.")
     elif audit:
+        from cloister.cli.analyst import Analyst
+
         analyst = Analyst.open(folder)
         asked = asyncio.run(_audit(analyst, here, audit, as_json))
-        verdict, facts = _judged(here, pinned or analyst.root, asked, site, as_json)
+        verdict, facts = judged(here, pinned or analyst.root, asked, site, as_json)
     else:
-        verdict, facts = _judged(here, pinned, _Asked(), site, as_json)
+        verdict, facts = judged(here, pinned, Asked(), site, as_json)
     _report(verdict, {"target": str(out or target), **facts}, audited=audit > 0, as_json=as_json)
+
+
+def _verify_all(
+    target: str,
+    dialled: tuple[Analyst, str] | None,
+    root: bytes | None,
+    site: Path | None,
+    audit: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Raises: Exit: 1 where a check of any run failed."""
+    from cloister.cli import verify_all
+
+    with contextlib.ExitStack() as held:
+        if dialled:
+            analyst, root = dialled[0], root or dialled[0].root
+            kept = held.enter_context(_kept(out))
+            folders = asyncio.run(verify_all.fetch_all(analyst, kept, audit, quiet=as_json))
+        elif audit:
+            raise UsageError("--audit asks the coordinator.", mend="Give its URL, or one run's folder.")
+        else:
+            folders = verify_all.found_in(Path(target))
+        runs, whole, found = verify_all.judge_all(folders, root, site, quiet=as_json)
+    ok = not found and all(each.verdict.ok for each in runs)
+    told = {"ok": ok, "runs": [{**each.facts, **each.verdict.as_json()} for each in runs]}
+    told |= {"whole_log": vars(whole), "findings": [vars(finding) for finding in found]}
+    finish(told, as_json, verify_all.lines(runs, whole, found), "")
+    if not ok:
+        raise typer.Exit(1)
 
 
 def _report(verdict: Verdict, facts: dict[str, Any], *, audited: bool, as_json: bool) -> None:
@@ -121,7 +157,7 @@ def _report(verdict: Verdict, facts: dict[str, Any], *, audited: bool, as_json: 
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What a coordinator said just now. Attributes: audits: nonce in hex -> leaves asked for. note,
     leaves: of its log."""
 
@@ -130,15 +166,26 @@ class _Asked:
     leaves: bytes = b""
 
 
-def _dialled(analyst: Analyst, target: str) -> Analyst:
-    """Raises: UsageError: the analyst's folder is for another coordinator."""
-    where = urlsplit(target)
+def _dialled(target: str, folder: Path) -> tuple[Analyst, str] | None:
+    """Whom to ask and for which run, where `target` is no folder with evidence: a run or an analyst's folder.
+
+    Returns: the analyst, and the run's first characters, "" for the newest.
+    Raises: UsageError: no analyst's folder, or one for another coordinator.
+    """
+    from cloister.cli.analyst import Analyst
+
+    here, where = Path(target), urlsplit(target)
+    if (here / "analyst.json").exists():
+        return Analyst.open(here), ""
+    if here.exists() or not (where.scheme or RUN.fullmatch(target)):
+        return None
+    analyst = Analyst.open(folder)
     if where.scheme and f"{where.scheme}://{where.netloc}" != analyst.url.rstrip("/"):
         raise UsageError(
             f"{analyst.folder} is for the coordinator at {analyst.url}.",
             mend="Give that address and the run, https://HOST:PORT/RUN, or another --folder.",
         )
-    return analyst
+    return analyst, where.path.strip("/")  # of an id alone it is the whole
 
 
 @contextmanager
@@ -151,7 +198,7 @@ def _kept(out: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-async def _fetch(analyst: Analyst, run: str, folder: Path, audit: int, quiet: bool, *, whole: bool) -> _Asked:
+async def _fetch(analyst: Analyst, run: str, folder: Path, audit: int, quiet: bool, *, whole: bool) -> Asked:
     """Args: run: its first characters; "" for the newest one that is over. whole: also model, history and report."""
     from cloister.cli.evidence import ask_audits, fetch_evidence, read_evidence
     from cloister.cli.results import fetch_result
@@ -163,25 +210,25 @@ async def _fetch(analyst: Analyst, run: str, folder: Path, audit: int, quiet: bo
             (await fetch_result(client, id)).save(folder)
         await fetch_evidence(client, analyst, id, folder, quiet=quiet)
         if not audit:
-            return _Asked()
-        return _Asked(await ask_audits(client, read_evidence(folder), folder, audit, quiet=quiet))
+            return Asked()
+        return Asked(await ask_audits(client, read_evidence(folder), folder, audit, quiet=quiet))
 
 
-async def _audit(analyst: Analyst, folder: Path, count: int, quiet: bool) -> _Asked:
+async def _audit(analyst: Analyst, folder: Path, count: int, quiet: bool) -> Asked:
     """Audits what a folder holds, and compares its log with the one that the coordinator shows now."""
     from cloister.cli.evidence import ask_audits, read_evidence
 
     evidence = read_evidence(folder)
     async with analyst.connect(say) as client:
         audits = await ask_audits(client, evidence, folder, count, quiet=quiet)
-        return _Asked(audits, *await client.log())
+        return Asked(audits, *await client.log())
 
 
 # what is judged
 
 
-def _judged(
-    folder: Path, root: bytes | None, asked: _Asked, site: Path | None, quiet: bool
+def judged(
+    folder: Path, root: bytes | None, asked: Asked, site: Path | None, quiet: bool
 ) -> tuple[Verdict, dict[str, Any]]:
     """The verdict on a folder, and what it is about."""
     from cloister.cli.evidence import read_evidence
@@ -229,7 +276,7 @@ def _about(evidence: Evidence) -> dict[str, Any]:
     return said
 
 
-def _with_log(evidence: Evidence, asked: _Asked) -> Evidence:
+def _with_log(evidence: Evidence, asked: Asked) -> Evidence:
     """The evidence judged by the log that the coordinator shows now: every head at hand must be one of it.
 
     One that is not shorter and yet begins otherwise is judged by the folder's: then the new head is none of it.
