@@ -108,6 +108,7 @@ class FedAvg(Algorithm):
         measured = statistics(state.facts.get("shapes", ()))
         if measured.any():
             move = np.where(measured, mean, move)
-        model = (state.tensors["model"].astype(np.float64) + move).astype(np.float32)
+        model = np.empty_like(state.tensors["model"])
+        np.add(state.tensors["model"], move, out=model, casting="same_kind")  # in float64, without a copy of both
         memory = {AGGREGATE: mean} if AGGREGATE in state.tensors else {}
         return state.with_({"round": round_}, {**(tensors or {}), **memory, "model": model})

@@ -51,6 +51,7 @@ class Noise:
       shared: the honest sites that must survive together reach this deviation; else each site by itself.
       colluders: sites whose noise does not count; None: as many as the seal withstands.
       rotation: hex seed of the random signs, if the block is rotated before it is rounded.
+      central: no site adds any: whoever opens the sum adds all of it (in simulations only).
     """
 
     step: float
@@ -59,6 +60,7 @@ class Noise:
     shared: bool = False
     colluders: int | None = None
     rotation: str = ""
+    central: bool = False
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) and value > 0 for value in (self.step, self.radius, self.deviation)):
@@ -72,14 +74,16 @@ class Noise:
 
     def as_json(self) -> dict[str, Any]:
         numbers = {name: float(getattr(self, name)).hex() for name in ("step", "radius", "deviation")}
-        return {**numbers, "shared": self.shared, "colluders": self.colluders, "rotation": self.rotation}
+        flags = {"shared": self.shared, "colluders": self.colluders, "rotation": self.rotation}
+        return {**numbers, **flags, "central": self.central}
 
     @classmethod
     def from_json(cls, data: Any) -> Noise:
         numbers = {name: float.fromhex(data[name]) for name in ("step", "radius", "deviation")}
-        if type(data["shared"]) is not bool or not isinstance(data["rotation"], str):
+        flags = {name: data[name] for name in ("shared", "colluders", "rotation", "central")}
+        if any(type(flags[name]) is not bool for name in ("shared", "central")) or type(flags["rotation"]) is not str:
             raise ValueError
-        return cls(**numbers, shared=data["shared"], colluders=data["colluders"], rotation=data["rotation"])
+        return cls(**numbers, **flags)
 
 
 def padded(size: int) -> tuple[int, int]:
@@ -356,17 +360,23 @@ class FixedPoint:
             raise LayoutError(f"a total of {words.shape} {words.dtype}, expected ({self.size},) {self.dtype}")
         values: dict[str, Floats] = {}
         for slot in self._slots:
-            size = slot.block.coordinates
-            total = np.zeros(size, np.float64)
-            for limb in reversed(range(slot.limbs)):
-                start = slot.start + limb * size
-                total = np.ldexp(total, self._limb_bits) + self._signed(words[start : start + size])
-            if slot.block.noise is not None:  # a rotated block stays flat: whoever asked for it turns it back
-                shape = (-1,) if slot.block.noise.rotation else slot.block.shape
-                values[slot.block.name] = (total * slot.block.noise.step).reshape(shape)
-                continue
-            values[slot.block.name] = np.ldexp(total, -slot.exponent).reshape(slot.block.shape)
+            noise, total = slot.block.noise, np.empty(slot.block.coordinates, np.float64)
+            for at in range(0, len(total), CHUNK):  # the result itself is all the memory that this takes
+                total[at : at + CHUNK] = self._decoded(slot, words, at)
+            # a rotated block stays flat: whoever asked for it turns it back
+            shape = (-1,) if noise is not None and noise.rotation else slot.block.shape
+            values[slot.block.name] = total.reshape(shape)
         return values
+
+    def _decoded(self, slot: _Slot, words: Words, at: int) -> Floats:
+        """A stretch of one block, from its coordinate `at` on."""
+        size, noise = slot.block.coordinates, slot.block.noise
+        stop = min(at + CHUNK, size)
+        total: Floats = np.zeros(stop - at, np.float64)
+        for limb in reversed(range(slot.limbs)):
+            start = slot.start + limb * size
+            total = np.ldexp(total, self._limb_bits) + self._signed(words[start + at : start + stop])
+        return total * noise.step if noise is not None else np.ldexp(total, -slot.exponent)
 
     def _signed(self, words: Words) -> Floats:
         if self.bits >= 32:
