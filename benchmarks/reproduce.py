@@ -14,7 +14,7 @@ from importlib import import_module
 from reproductions.table import DATA, ROOT, table
 
 PAGE = ROOT / "docs" / "reproductions.md"
-KNOWN = ("banks", "heart", "mnist")
+KNOWN = ("banks", "heart", "mnist", "robust", "tcga")
 
 
 def write(name: str, lines: list[str]) -> None:
@@ -37,7 +37,7 @@ def main() -> int:
     if frames is None:
         print(f"skipped: {arguments.name} needs its data in {DATA}, and there is none.")
         return 0
-    lines = table(found.ROWS, frames)
+    lines = found.table(frames) if hasattr(found, "table") else table(found.ROWS, frames)
     if arguments.write:
         write(arguments.name, lines)
     print("\n".join(lines))

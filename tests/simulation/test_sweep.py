@@ -181,6 +181,12 @@ def test_names_are_paths_or_their_ends(make_job):
     assert changed(job, {}, "algorithm.steps", 7)[0].task.steps == 7
     prox = changed(make_job(algorithm=cl.FedAvg(rounds=9, cohort=0.5)), {}, "algorithm", "FedProx")[0].algorithm
     assert prox == cl.FedProx(rounds=9, cohort=0.5)
+    krum = changed(job, {}, "aggregate", "Krum")[0]
+    assert krum.algorithm.aggregate == cl.Krum()
+    assert changed(krum, {}, "aggregate.bad", 1)[0].algorithm.aggregate == cl.Krum(bad=1)
+    assert changed(krum, {}, "algorithm.aggregate", None)[0].algorithm.aggregate is None
+    with pytest.raises(JobError, match=r"Known are: .*Krum"):
+        changed(job, {}, "algorithm.aggregate", "Best")
     assert changed(job, {"partition": "sizes:1"}, "partition.alpha", 0.5)[1] == {"partition": "sizes:0.5"}
     assert changed(job, {"sites": 5}, "sites", 7)[1] == {"sites": 7}
     with pytest.raises(UsageError, match="names several settings"):

@@ -3,6 +3,7 @@
     algorithm.server_lr   task.optimizer.lr   task.batch_size   prepare.Standardize.by   seed      the job's fields
     lr   optimizer.lr   algorithm.lr   algorithm.epochs                                            short for these
     algorithm=FedAvg,FedProx                                         another algorithm; what both have is kept
+    algorithm.aggregate=null,Median   algorithm.schedule=CosineDecay                        by name, with defaults
     sites   partition   partition.alpha   dropouts   attack   attackers ...                        the simulation's
 
 A name is a path in the specification, or the end of one where it is the only such end. Papers count the local rate,
@@ -14,11 +15,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cloister.algorithms import Algorithm
 from cloister.algorithms.base import from_json
+from cloister.algorithms.robust import Aggregate, aggregate_from_json
+from cloister.algorithms.schedule import Schedule, schedule_from_json
 from cloister.job import Job
 from cloister.job.nets import Code
 from cloister.job.spec import is_spec
@@ -29,6 +32,12 @@ from cloister.vector.errors import CloisterError, UsageError
 OPTIONS = ("sites", "partition", "partition.alpha", "dropouts", "deadline", "attack", "attackers")
 LOCAL = ("lr", "epochs", "steps", "batch_size")  # of the task, though papers name them with the algorithm
 FIXED = ("data", "source", "name")  # of a job, and not to be varied: the contract, and what decides nothing
+
+NAMED = (Algorithm, Aggregate, Schedule)
+BY_NAME: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+    "aggregate": aggregate_from_json,
+    "schedule": schedule_from_json,
+}
 
 Path = tuple[str, ...]
 
@@ -91,7 +100,7 @@ def _found(job: Job, name: str) -> Path:
 
 def _paths(value: Any, within: Path = ()) -> Iterable[Path]:
     """Where something stands that can be changed, in a specification."""
-    if isinstance(value, Algorithm) and within:
+    if isinstance(value, NAMED) and within:
         yield within
     for key, entry in _entries(value).items():
         if _entries(entry):
@@ -104,7 +113,7 @@ def _entries(value: Any) -> dict[str, Any]:
     """The parts of a specification by name; empty for a plain value."""
     if isinstance(value, Estimator):
         return {key: value.params.get(key) for key in ESTIMATORS[value.name]}
-    if isinstance(value, Algorithm) or (is_spec(value) and not isinstance(value, Code)):
+    if isinstance(value, NAMED) or (is_spec(value) and not isinstance(value, Code)):
         fixed = FIXED if isinstance(value, Job) else ()
         return {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.name not in fixed}
     if isinstance(value, tuple) and value and all(map(is_spec, value)):
@@ -127,6 +136,8 @@ def _replaced(value: Any, path: Path, new: Any) -> Any:
         return dataclasses.replace(value, params={**value.params, key: part})
     if isinstance(value, tuple):
         return tuple(part if type(entry).__name__ == key else entry for entry in value)
+    if isinstance(value, Algorithm) and key in BY_NAME and isinstance(part, str):
+        part = BY_NAME[key]({"name": part})
     exclusive = {"epochs": {"steps": None}, "steps": {"epochs": None}} if isinstance(value, Torch) else {}
     return dataclasses.replace(value, **{**exclusive.get(key, {}), key: part})
 
