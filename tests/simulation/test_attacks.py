@@ -185,6 +185,15 @@ def test_wrong_settings_name_the_right_ones(data, settings, told):
         cl.simulate(job(), data, **settings)
 
 
+def test_a_malicious_site_among_rows_with_privacy_attacks_and_among_private_sites_is_refused(data):
+    settings = {"attack": "sign-flip:5", "attackers": BAD, "reproducible": True, "engine": "serial"}
+    rows = job(privacy=cl.RowDP(epsilon=8.0, delta=1e-4))
+    honest, attacked = (cl.simulate(rows, data, **{**settings, "attack": a}) for a in ("sign-flip:0", "sign-flip:5"))
+    assert not np.allclose(honest.state.tensors["model"], attacked.state.tensors["model"], atol=1e-3)
+    with pytest.raises(UsageError, match="with SiteDP are not simulated"):
+        cl.simulate(job(privacy=cl.SiteDP(epsilon=8.0, delta=1e-3)), data, **settings)
+
+
 def test_a_number_has_no_label_to_flip(data):
     values = {name: (x, y.astype(np.float32)) for name, (x, y) in data.items()}
     regression = cl.Job(cl.Arrays("signals", (4,)), cl.Torch(cl.nets.Linear(), "mse", cl.SGD(0.1)), cl.FedAvg(2))

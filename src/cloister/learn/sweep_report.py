@@ -19,7 +19,7 @@ def render(found: Sweep) -> str:
     """The whole page."""
     failed = sum(bool(cell.error) for cell in found.outcomes)
     repeated = REPETITION in found.names and found.axes != [REPETITION]
-    facts = [("Cells", f"{len(found.outcomes):,}"), ("Failed", f"{failed:,}")] if failed else []
+    facts = [("Cells", f"{len(found.outcomes):,}"), *([("Failed", f"{failed:,}")] if failed else [])]
     facts += [("Computing time", duration(sum(cell.seconds for cell in found.outcomes)))]
     page = {
         "title": found.job.name or found.job.data.name,

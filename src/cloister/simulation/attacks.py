@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import ndtri
 
-from cloister.job import Arrays, Job
+from cloister.job import Arrays, Job, SiteDP
 from cloister.learn import Trainer
 from cloister.learn.memory import SiteState
 from cloister.learn.models import Model
@@ -163,6 +163,8 @@ class Malice:
 def malice_of(form: str | None, attackers: Attackers | None, job: Job, sites: Sequence[str]) -> Malice | None:
     """None without an attack. Raises: UsageError: settings that do not fit each other, the job or the sites."""
     attack = attack_of(form, job)
+    if attack is not None and isinstance(job.privacy, SiteDP):
+        raise UsageError("malicious sites of a job with SiteDP are not simulated.", mend="Leave one of them out.")
     if attack is not None and form is not None:
         return Malice(form, attack, attackers_of(attack, attackers, sites, job.seed))
     if attackers is not None and form != NONE:
