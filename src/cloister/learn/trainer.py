@@ -18,6 +18,7 @@ from cloister.learn.metrics import blocks, noisy
 from cloister.learn.models import Model, back_end
 from cloister.learn.prepare import Rows, drawn_seed
 from cloister.learn.table_data import TableData
+from cloister.privacy import l2_norm
 from cloister.privacy.noise import Randomness, Stream
 from cloister.vector import Answer, Query, canonical, digest, pack
 from cloister.vector.bundle import Array
@@ -145,6 +146,9 @@ class Trainer:
             raise diverged(query)
         if self.job.algorithm.stateful:
             self._workshop.memory.save(self.site, query.config["step"], here.memory)
+        if isinstance(self.job.privacy, SiteDP) and "clip" in query.config:
+            within = l2_norm(answer["delta"]) <= float.fromhex(query.config["clip"])
+            values["below"] = np.array([0.5 if within else -0.5])
         return {**values, **answer}
 
     def _evaluate(self, query: Query) -> dict[str, Array]:

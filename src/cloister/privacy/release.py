@@ -32,16 +32,17 @@ def grid(
     shared: bool = False,
     colluders: int | None = None,
     rotation: str = "",
+    central: bool = False,
 ) -> Noise:
     """The noise of a block of which one unit changes the sum by at most `sensitivity` (L2 norm).
 
     Args: coordinates: that travel. multiplier: of the noise, over the sensitivity with its rounding.
-      shared, colluders, rotation: see `vector.layout.Noise`.
+      shared, colluders, rotation, central: see `vector.layout.Noise`.
     """
     fine = FINE_SHARED if shared else FINE_ALONE
     length = max(COARSEST, 2.0 ** math.ceil(math.log2(fine * math.sqrt(coordinates))))
     radius = conditional_radius(length, coordinates) if shared else length + math.sqrt(coordinates)
-    return Noise(sensitivity / length, radius, multiplier * radius, shared, colluders, rotation)
+    return Noise(sensitivity / length, radius, multiplier * radius, shared, colluders, rotation, central)
 
 
 def conditional_radius(length: float, coordinates: int) -> float:
@@ -66,6 +67,8 @@ def noisy_steps(value: npt.NDArray[np.floating], block: Block, honest: int, stre
     flat = rotate(flat, noise.rotation) if noise.rotation else flat
     scaled = flat.astype(np.float64) / noise.step
     steps = _rounded(scaled, noise.radius, stream) if noise.shared else np.rint(scaled).astype(np.int64)
+    if noise.central:
+        return steps
     return steps + gaussian(deviation_of(noise, honest)).sample(stream, size)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.privacy import clip_l2
-from cloister.privacy.noise import Randomness, Stream
+from cloister.privacy.noise import Randomness, Stream, gaussian
 from cloister.privacy.release import noisy_steps
 from cloister.seal.threshold import colluders_tolerated, threshold
 from cloister.vector import Answer, FixedPoint, Query
@@ -55,6 +55,19 @@ def contribute(answer: Answer, query: Query, coder: FixedPoint, randomness: Rand
     except LayoutError as fault:
         raise TaskError(f"the answer to {query.task!r} cannot be sealed: {fault}", mend=_MEND) from None
     coder.put(words, CLIPPED, 0.0 if hides_sites else float(clipped))  # whether a site was clipped is its own affair
+    return words
+
+
+def central_noise(query: Query, coder: FixedPoint, randomness: Randomness) -> Words:
+    """All the noise of a sum whose sites added none: what whoever opens it adds to its words, wrapping.
+
+    Only a simulation asks for such a sum; a site refuses it (`private.check`).
+    """
+    words: Words = np.zeros(coder.size, coder.dtype)
+    for block in query.layout.blocks:
+        if block.noise is not None and block.noise.central:
+            drawn = gaussian(block.noise.deviation).sample(Stream(randomness), block.coordinates)
+            coder.put_steps(words, block.name, drawn)
     return words
 
 

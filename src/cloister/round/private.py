@@ -27,6 +27,8 @@ from cloister.vector.errors import ContextMismatch, JobError, MalformedMessage, 
 from cloister.vector.layout import Block, padded
 
 FACT = "privacy"  # of a state: the terms, the clip of the next round, the events of all sums that were opened
+BELOW = "below"  # of a layout with AdaptiveClip: whether the site's delta is within the clip
+BELOW_NOISE = 5.0  # times the noise multiplier of the round: then the delta's own grows by 2%
 SLACK = 1.0 + 1e-9  # between two machines' floating point
 
 
@@ -167,16 +169,32 @@ def _trained(job: Job, query: Query, terms: Terms) -> tuple[Block, ...]:
     (delta,) = blocks
     clip = float.fromhex(query.config["clip"])
     size = math.prod(padded(delta.size))
-    noise = grid(clip, size, terms.multiplier, shared=True, colluders=privacy.colluders, rotation=_seed(job, query))
-    return (replace(delta, clip=clip, weighted=False, noise=noise),)
+    multiplier = terms.multiplier
+    told: tuple[Block, ...] = ()
+    if isinstance(privacy.clip, AdaptiveClip):
+        told = (_below(privacy, terms),)
+        # two releases that together cost what one of `multiplier` does: their inverse variances add up (theorem 1)
+        multiplier *= (1.0 - BELOW_NOISE**-2) ** -0.5
+    noise = grid(clip, size, multiplier, shared=True, **_whose(privacy), rotation=_seed(job, query))
+    return (replace(delta, clip=clip, bound=max(delta.bound, clip), weighted=False, noise=noise), *told)
+
+
+def _whose(privacy: SiteDP) -> dict[str, Any]:
+    return {"colluders": privacy.colluders, "central": privacy.central}
+
+
+def _below(privacy: SiteDP, terms: Terms) -> Block:
+    """Whether a site's delta is within the clip, as +-1/2: one site changes the sum by 1/2."""
+    noise = grid(0.5, 1, BELOW_NOISE * terms.multiplier, shared=True, **_whose(privacy))
+    return Block(BELOW, (1,), bound=0.5, clip=0.5, wide=True, noise=noise)
 
 
 def _measured(job: Job, terms: Terms) -> tuple[Block, ...]:
     assert terms.measured is not None, "a job that measures has noise for it"
     shared = isinstance(job.privacy, SiteDP)
-    colluders = job.privacy.colluders if isinstance(job.privacy, SiteDP) else None
+    whose = _whose(job.privacy) if isinstance(job.privacy, SiteDP) else {}
     norm, size = evaluation.noisy_norm(job.kind), evaluation.noisy_size(job.kind)
-    noise = grid(norm, size, terms.measured, shared=shared, colluders=colluders)
+    noise = grid(norm, size, terms.measured, shared=shared, **whose)
     noisy = evaluation.noisy_block(job.kind, noise)
     rows = Block("test/rows", (), bound=evaluation.MOST_ROWS, wide=True)
     return (noisy,) if shared else (rows, noisy)
@@ -199,7 +217,7 @@ def first_clip(job: Job) -> float | None:
 
 def opened(job: Job, query: Query, total: Total) -> Total:
     """The total as algorithms know it: turned back, and as if every site had the same weight."""
-    if not isinstance(job.privacy, SiteDP):
+    if not isinstance(job.privacy, SiteDP) or query.task != "train":
         return total
     sums = dict(total.sums)
     size = query.tensors["model"].size
@@ -223,7 +241,20 @@ def spent(job: Job, query: Query, total: Total, after: State) -> State:
     kept, trains = after.facts[FACT], query.task == "train"
     terms = Terms.from_json(kept["terms"])
     events = terms.of_round(trained=trains, measured=not trains or bool(query.config.get("evaluate")))
-    return after.with_({FACT: {**kept, "events": events_as_json([*events_from_json(kept["events"]), *events])}})
+    clip = kept["clip"]
+    if trains and isinstance(job.privacy, SiteDP) and isinstance(job.privacy.clip, AdaptiveClip):
+        clip = _adapted(job.privacy.clip, clip, float(total.sums[BELOW][0]) / total.sites + 0.5)
+    written = events_as_json([*events_from_json(kept["events"]), *events])
+    return after.with_({FACT: {**kept, "clip": clip, "events": written}})
+
+
+def _adapted(rule: AdaptiveClip, clip: float, below: float) -> float:
+    """The next clip. Args: below: share of the sites that were not clipped, with noise.
+
+    In digits that every machine comes to, and within the range of what a sum carries.
+    """
+    moved = clip * math.exp(-rule.lr * (min(max(below, 0.0), 1.0) - rule.quantile))
+    return min(max(float(f"{moved:.6g}"), 2.0**-20), 2.0**20)
 
 
 def statement(job: Job, state: State, seal: str, cohort: int, *, reproducible: bool = False) -> PrivacyStatement:

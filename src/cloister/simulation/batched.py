@@ -23,9 +23,9 @@ class BatchedEngine(SerialEngine):
     """Raises: UsageError: the job's model is code of its own, or its algorithm does more than train at a site."""
 
     def check(self) -> BatchedEngine:
-        if not declarative(self.job) or not self.job.algorithm.trains_plainly:
+        if not declarative(self.job) or not self.job.algorithm.trains_plainly or self.job.privacy:
             raise UsageError(
-                "engine='batched' trains nets and losses that are named, by algorithms that only average.",
+                "engine='batched' trains nets and losses that are named, without privacy, by means alone.",
                 mend="Use engine='processes'.",
             )
         return self

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cloister.job import Job
+from cloister.job import Job, SiteDP
 from cloister.round import choose_cohort
+from cloister.round.contribute import central_noise
+from cloister.seal.masks import reduce
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.simulation.engine import Engine
 from cloister.simulation.sealing import Seal, Sum, buckets_of
@@ -87,6 +90,9 @@ class LocalCohort:
         self._require(survivors, sites, buckets, faults, query)
         started = time.perf_counter()
         words = round_.open()
+        if isinstance(self._job.privacy, SiteDP) and self._job.privacy.central:
+            words[0] += central_noise(query, coder, os.urandom)
+            reduce(words, coder.bits)
         sealing += time.perf_counter() - started
         seconds = {"training": time.perf_counter() - began - sealing, "sealing": sealing}
         event = {

@@ -79,7 +79,7 @@ class Noise:
 
     @classmethod
     def from_json(cls, data: Any) -> Noise:
-        numbers = {name: float.fromhex(data[name]) for name in ("step", "radius", "deviation")}
+        numbers: dict[str, Any] = {name: float.fromhex(data[name]) for name in ("step", "radius", "deviation")}
         flags = {name: data[name] for name in ("shared", "colluders", "rotation", "central")}
         if any(type(flags[name]) is not bool for name in ("shared", "central")) or type(flags["rotation"]) is not str:
             raise ValueError
