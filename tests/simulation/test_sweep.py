@@ -124,8 +124,28 @@ def test_a_cell_that_fails_is_told_and_the_others_count(folder, capsys):
     assert told["best"]["algorithm.lr"] == "0.1"
     assert "1 of 2 cells failed; cell 2" in (folder / "out/report.html").read_text()
     assert command([*arguments, "--out", str(folder / "out")]) == 0  # nothing is run again
+    assert "NaN" not in json.dumps(told)
     with pytest.raises(TaskError, match=r"no cell could be finished; the first: .*diverged"):
         cl.sweep(cl.load_job(folder / "job.py"), folder / "patients.csv", {"lr": [1e9]}, sites=4)
+
+
+def test_the_best_is_one_that_never_failed(make_job):
+    from cloister.learn.sweep import Outcome, Sweep
+
+    def cell(number: int, lr: float, seed: int, accuracy: float | None) -> Outcome:
+        settings = {"lr": lr, "seed": seed}
+        if accuracy is None:
+            return Outcome(number, settings, error="it diverged.")
+        return Outcome(number, settings, {"accuracy": accuracy}, [{"round": 1, "accuracy": accuracy}])
+
+    found = Sweep(make_job(), ["lr", "seed"], [cell(1, 0.1, 0, 0.8), cell(2, 0.1, 1, 0.7), cell(3, 0.5, 0, 0.9),
+                                               cell(4, 0.5, 1, None)])  # fmt: skip
+    assert found.best["lr"] == "0.1"
+    assert found.best["accuracy"] == pytest.approx(0.75)
+    assert json.loads(json.dumps(Sweep(make_job(), ["lr", "seed"], found.outcomes[2:]).best))["accuracy_std"] is None
+    page = found.report()
+    assert "1 of 4 cells failed; cell 4: it diverged." in page
+    assert "<script" not in page
 
 
 def test_another_sweep_in_the_folder_is_refused(folder):

@@ -111,13 +111,17 @@ class Sweep:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the summary with the best headline metric; None where nothing was measured."""
+        """The row of the summary with the best headline metric, of those that never failed if there are any.
+
+        Returns: None where nothing was measured.
+        """
         name, rows = self.headline, self.summary
         if name is None:
             return None
         measured = [row for row in rows.to_dict("records") if _finite(row[name])]
-        best = (max if HIGHER_IS_BETTER[name] else min)(measured, key=lambda row: row[name])
-        return {str(key): value for key, value in best.items()}
+        whole = [row for row in measured if not row["failed"]] or measured
+        best = (max if HIGHER_IS_BETTER[name] else min)(whole, key=lambda row: row[name])
+        return {str(key): None if value != value else value for key, value in best.items()}  # NaN is no JSON
 
     def plot(self) -> Figure:
         """The headline metric by the first setting, a line for each combination of the others."""
