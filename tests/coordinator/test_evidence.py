@@ -21,14 +21,14 @@ from cloister.coordinator import admit, init_coordinator
 from cloister.coordinator.audits import Auditor
 from cloister.coordinator.folder import Folder, open_folder
 from cloister.coordinator.log import ReceiptLog
-from cloister.coordinator.rounds import OpenRound, little_endian
 from cloister.learn import complete
 from cloister.round import Verdict, verify
 from cloister.seal import audit
 from cloister.seal.labels import fields, lp
 from cloister.seal.log import Entry, Log, LogView, open_checkpoint, origin_of
-from cloister.seal.merkle import leaf_hash, root_of
+from cloister.seal.merkle import leaf_hash
 from cloister.seal.receipt import open_receipt
+from cloister.seal.server import SealServer
 from cloister.vector import digest
 from cloister.vector.errors import (
     BadSignature,
@@ -324,17 +324,15 @@ def test_a_sum_forged_after_opening(
     kept: Callable[[int], Federation], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One word of one sum, altered before anything was made of it: all that follows fits, and the audit finds it."""
-    honest = OpenRound.total
+    honest = SealServer.total
 
-    def forged(self: OpenRound) -> Any:
-        words, root = honest(self)
-        if self.number == 2:
-            words = words.copy()
-            words[7] += 1
-            root = root_of(little_endian(words))
-        return words, root
+    def forged(self: SealServer, read: Any) -> Any:
+        words = honest(self, read)
+        if self.plan.round == 2:
+            words.reshape(-1)[7] += 1
+        return words
 
-    monkeypatch.setattr(OpenRound, "total", forged)
+    monkeypatch.setattr(SealServer, "total", forged)
     federation = kept(9)
     analyst, folder = joined(federation), federation.folder.parent / "evidence"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from cloister.coordinator.hub import Hub
@@ -34,7 +35,7 @@ class _Stored(NamedTuple):
 @dataclass(frozen=True)
 class _Kept:
     """A round whose masked vectors are still there. Attributes: head: the answer's fields that all challenges share.
-    sum_leaves, leaves: leaf hashes of the sum, and by site of each masked vector."""
+    sum_leaves, leaves: leaf hashes of the sums, one after the other, and by site of each masked vector."""
 
     receipt: Receipt
     head: bytes
@@ -81,14 +82,26 @@ class Auditor:
         return b"".join(shown)
 
     def _hashed(self, found: _Stored) -> _Kept:
-        blobs, builder = self._hub.blobs, MerkleBuilder()
+        blobs = self._hub.blobs
         receipt = open_receipt(blobs.read(found.receipt), self._hub.identity.public)
         uploads = Uploads(self._hub.parts, {site: masked_header(found.headers[site]) for site in receipt.u3})
-        with blobs.path(found.total).open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                builder.update(piece)
         leaves = {site: uploads.hashed(site)[0].leaves() for site in receipt.u3}
-        return _Kept(receipt, lp(blobs.read(found.keylist)) + lp(found.opening), uploads, builder.leaves(), leaves)
+        size = receipt.words * receipt.plan.coder.dtype.itemsize
+        sums = _leaves(blobs.path(found.total), size)
+        return _Kept(receipt, lp(blobs.read(found.keylist)) + lp(found.opening), uploads, sums, leaves)
+
+
+def _leaves(path: Path, size: int) -> list[bytes]:
+    """The leaf hashes of the sums in a file, each of `size` bytes and a tree of its own; one after the other."""
+    leaves: list[bytes] = []
+    with path.open("rb") as file:
+        for _ in range(0, path.stat().st_size, size):
+            builder, left = MerkleBuilder(), size
+            while left and (piece := file.read(min(READ_BYTES, left))):
+                builder.update(piece)
+                left -= len(piece)
+            leaves += builder.leaves()
+    return leaves
 
 
 def _look_up(tx: Tx, asked: api.Challenge) -> _Stored:
