@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: setup demo test lint fix bench reproduce fuzz faults docs clean
+.PHONY: setup demo test lint fix bench bench-peers reproduce fuzz faults docs clean
 
 setup: $(STAMP)  ## make .venv and install everything
 
@@ -39,8 +39,11 @@ fix: $(STAMP)  ## mend style by machine
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(STAMP)  ## every benchmark, each beside its ceiling measured in the same run
-	@for file in $(filter-out benchmarks/reproduce.py, $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+bench: $(STAMP)  ## every benchmark, each beside its ceiling; ARGS="--quick", ARGS=--write for docs/performance.md
+	@$(BIN)/python benchmarks/page.py $(ARGS)
+
+bench-peers: $(STAMP)  ## the same work in Flower and pfl-research, installed into .venv-peers; into docs/performance.md
+	@$(BIN)/python benchmarks/peers.py --install --write $(ARGS)
 
 reproduce: $(STAMP)  ## published numbers, measured again; NAME=heart, ARGS="--write"
 	@$(BIN)/python benchmarks/reproduce.py $(NAME) $(ARGS)

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,11 +79,13 @@ class Memory:
         return self.right and self.uploads_above < BAR
 
 
-def make_job(words: int) -> cl.Job:
-    """One round of a perceptron of about so many parameters."""
+def make_job(words: int, rounds: int = 1) -> cl.Job:
+    """So many rounds of a perceptron of about so many parameters."""
     hidden = words // (INPUTS + CLASSES + 1)
     task = cl.Torch(cl.nets.MLP([hidden]), "cross_entropy", cl.SGD(lr=0.1))
-    return learn.complete(cl.Job(cl.Arrays("numbers", (INPUTS,), CLASSES), task, cl.FedAvg(rounds=1), evaluate=None))
+    return learn.complete(
+        cl.Job(cl.Arrays("numbers", (INPUTS,), CLASSES), task, cl.FedAvg(rounds=rounds), evaluate=None)
+    )
 
 
 @dataclass
@@ -120,10 +122,17 @@ class Once:
 
 
 class Sites:
-    """All sites, in one thread. Args: marks: told when all have shared, and nobody has uploaded yet."""
+    """All sites, in one thread.
 
-    def __init__(self, members: list[Member], marks: Marks) -> None:
-        self._members, self._marks = members, marks
+    Args:
+      begin: called when all have shared, and nobody has uploaded yet.
+      training_seconds: what a site waits from the question to its answer, as if it trained.
+    """
+
+    def __init__(
+        self, members: list[Member], begin: Callable[[], None] | None = None, training_seconds: float = 0.0
+    ) -> None:
+        self._members, self._begin, self._training_seconds = members, begin, training_seconds
         self._slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._shared = 0
         self._all_shared = asyncio.Event()
@@ -145,11 +154,11 @@ class Sites:
                 polling.cancel()
 
     async def _answer(self, member: Member, client: CoordinatorClient, letters: asyncio.Queue[Envelope]) -> None:
-        seal, last, query = None, (-1, ZERO32), b""
+        seal, last, query, trained = None, (-1, ZERO32), b"", 0.0
         while (mail := await letters.get()).type != "done":
             run, number = mail.run, mail.round
             if mail.type == "open":
-                seal = self._seal(member, last)
+                seal, trained = self._seal(member, last), time.monotonic() + self._training_seconds
                 query = seal.open(mail.body).query
                 await client.send("keys", seal.keys(query), run, number)
             elif mail.type == "receipt":
@@ -158,7 +167,7 @@ class Sites:
             elif seal is not None and mail.type in (*REPLIES, "ciphertexts"):
                 reply = seal.receive(mail.body)
                 if mail.type == "ciphertexts":
-                    await self._upload(client, seal, query, run, number)
+                    await self._upload(client, seal, query, run, number, trained)
                 elif reply is not None:
                     await client.send(REPLIES[mail.type], reply, run, number)
 
@@ -175,20 +184,28 @@ class Sites:
             last_receipt=last[1],
         )
 
-    async def _upload(self, client: CoordinatorClient, seal: SealClient, query: bytes, run: str, number: int) -> None:
+    async def _upload(
+        self, client: CoordinatorClient, seal: SealClient, query: bytes, run: str, number: int, trained: float
+    ) -> None:
         if query not in self._words:
             self._words = {query: answer(Query.from_bytes(await client.fetch(query)), seal)}
+        if self._begin is not None:
+            await self._all(self._begin)
+        await asyncio.sleep(trained - time.monotonic())
+        async with self._slots:
+            header, payload = await asyncio.to_thread(seal.mask, self._words[query])
+            await client.upload(header, payload, run, number)
+        self._all_shared.clear()
+
+    async def _all(self, begin: Callable[[], None]) -> None:
+        """Waits until every site is here."""
         self._shared += 1
         if self._shared == len(self._members):
             await asyncio.sleep(0.5)  # what the last message left behind is collected
-            self._marks.begin()
+            begin()
             self._shared = 0
             self._all_shared.set()
         await self._all_shared.wait()
-        async with self._slots:
-            header, payload = seal.mask(self._words[query])
-            await client.upload(header, payload, run, number)
-        self._all_shared.clear()
 
 
 async def poll(client: CoordinatorClient, mail: asyncio.Queue[Envelope]) -> None:
@@ -244,7 +261,14 @@ class Marks:
             self._watching.join()
 
 
-async def measure(folder: Path, sites: int, words: int) -> Memory:
+Run = Callable[[int, Path, list[Member], Member], Awaitable[None]]
+
+
+async def served(folder: Path, sites: int, run: Run) -> None:
+    """A coordinator in a process of its own, with sites and an analyst who are admitted.
+
+    Args: run: awaited with the process's id, the coordinator's folder, the sites and the analyst.
+    """
     made = init_coordinator(folder / "hub", "memory", port=free_port(), root_path=folder / "root.key")
     invited = [*invite(made.path, [f"site-{at:03d}" for at in range(sites)], "site")]
     members, analyst = [Member(each) for each in invited], Member(invite(made.path, ["ann"], "analyst")[0])
@@ -255,15 +279,25 @@ async def measure(folder: Path, sites: int, words: int) -> Memory:
             for each in (*members, analyst):
                 await each.enroll()
             await asyncio.to_thread(admit, made.path, folder / "root.key", None)
-            return await _run(Marks(process.pid, made.path / "blobs", words * 4), members, analyst, words)
+            await run(process.pid, made.path, members, analyst)
         finally:
             process.terminate()
+
+
+async def measure(folder: Path, sites: int, words: int) -> Memory:
+    found: list[Memory] = []
+
+    async def run(process: int, hub: Path, members: list[Member], analyst: Member) -> None:
+        found.append(await _run(Marks(process, hub / "blobs", words * 4), members, analyst, words))
+
+    await served(folder, sites, run)
+    return found[0]
 
 
 async def _run(marks: Marks, members: list[Member], analyst: Member, words: int) -> Memory:
     job, idle = make_job(words), marks.read("VmRSS")
     async with await analyst.client() as client:
-        living = asyncio.create_task(Sites(members, marks).live())
+        living = asyncio.create_task(Sites(members, marks.begin).live())
         began = time.perf_counter()
         run = await client.submit(job.to_bytes())
         await living
@@ -299,14 +333,14 @@ async def until(true: Any) -> None:
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="20 uploads of 8 MB.")] = False,
+    quick: Annotated[bool, typer.Option(help="20 uploads of 16 MB.")] = False,
     sites: Annotated[int, typer.Option(help="How many upload.")] = 100,
     words: Annotated[int, typer.Option(help="Of each upload, about; 4 bytes each.")] = 10_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measures a coordinator's memory; exits 1 where the bar is missed."""
     if quick:
-        sites, words = 20, 2_000_000
+        sites, words = 20, 4_000_000
     seal_client.apply_masks = own_mask_only
     with tempfile.TemporaryDirectory(prefix="cloister-") as folder:
         found = asyncio.run(measure(Path(folder), sites, words))

@@ -26,7 +26,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn import functional
 
 import cloister as cl
 from cloister import learn
@@ -38,29 +37,12 @@ from cloister.simulation.cohort import LocalCohort
 from cloister.simulation.engine import Engine, cores, make_engine
 from cloister.simulation.sealing import Ideal
 from cloister.vector import State
+from workload import BATCH, CLIENTS, COHORT, LR, ROWS, Net, epoch, perceptron
+from workload import images as drawn
 
-CLIENTS, ROWS, COHORT, BATCH, LR = 1_000, 50, 50, 10, 0.05
 TARGETS = {("mlp", "serial"): 1.5, ("cnn", "serial"): 1.0, ("mlp", "processes"): 1.8, ("cnn", "processes"): 1.8}
 TARGET_OVERHEAD_SECONDS = 100e-6
 TARGET_GROWTH_BYTES = 64 << 20
-
-
-class Net(nn.Module):
-    """Two convolutions of 5 x 5 with 16 and 32 channels, each halved by pooling, and one linear layer: 18,378."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.last = nn.Conv2d(1, 16, 5), nn.Conv2d(16, 32, 5), nn.Linear(512, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = functional.max_pool2d(functional.relu(self.first(x)), 2)
-        x = functional.max_pool2d(functional.relu(self.second(x)), 2)
-        out: torch.Tensor = self.last(x.flatten(1))
-        return out
-
-
-def perceptron() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
 @dataclass(frozen=True)
@@ -79,9 +61,7 @@ class Row:
 
 
 def images() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (CLIENTS, ROWS, 1, 28, 28)).astype(np.uint8)
-    y = rng.integers(0, 10, (CLIENTS, ROWS))
+    x, y = drawn()
     return {f"client-{at}": (x[at], y[at]) for at in range(CLIENTS)}
 
 
@@ -99,13 +79,7 @@ def by_hand(make: Callable[[], nn.Module], data: Mapping[str, tuple[np.ndarray, 
         for at in rng.choice(CLIENTS, COHORT, replace=False):
             x, y = tensors[names[at]]
             module.load_state_dict(model)
-            optimizer = torch.optim.SGD(module.parameters(), lr=LR)
-            order = torch.randperm(ROWS)
-            for start in range(0, ROWS, BATCH):
-                batch = order[start : start + BATCH]
-                optimizer.zero_grad()
-                functional.cross_entropy(module(x[batch]), y[batch]).backward()
-                optimizer.step()
+            epoch(module, x, y)
             for name, value in module.state_dict().items():
                 mean[name] += value / COHORT
         model.update(mean)
