@@ -62,12 +62,13 @@ class Rig:
         carried: Mapping[str, int] | None = None,
         **plan: Any,
     ) -> None:
-        self.names, self.seed = NAMES[:sites], seed
+        everybody = (*NAMES, *(f"kent-{number:03d}" for number in range(len(NAMES), sites)))
+        self.names, self.seed = everybody[:sites], seed
         self.receipts, self.carried = Log(origin_of("tests")), dict(carried or {})
         random = Drbg(f"{seed}/identities")
         self.coordinator = Identity.generate(random)
-        self.identities = {site: Identity.generate(random) for site in NAMES}
-        self.journals = {site: MemoryJournal() for site in NAMES}
+        self.identities = {site: Identity.generate(random) for site in everybody}
+        self.journals = {site: MemoryJournal() for site in everybody}
         self.roster = Roster(
             federation="tests",
             version=1,
@@ -75,7 +76,7 @@ class Rig:
             roots=(Identity.generate(random).public,),
             quorum=1,
             coordinators=(Member("hub", self.coordinator.public),),
-            sites=tuple(Member(site, self.identities[site].public) for site in NAMES),
+            sites=tuple(Member(site, self.identities[site].public) for site in everybody),
         )
         facts: dict[str, Any] = {
             "federation": "tests",
@@ -97,7 +98,7 @@ class Rig:
         for place in range(max(self.carried.values(), default=0)):
             self.receipts.append(f"receipt {place}".encode())
             notes[place + 1] = self.receipts.sign(self.coordinator)
-        self.notes = {site: notes[self.carried.get(site, 0)] for site in NAMES}
+        self.notes = {site: notes[self.carried.get(site, 0)] for site in everybody}
         self.server = self.new_server()
         self.clients = {site: self.client(site) for site in self.plan.sites}
         self.words = {site: self.contribution(site) for site in self.plan.sites}
@@ -193,7 +194,8 @@ class Rig:
         gone |= steps["unmask"]
         self.exchange(gone, order)
         self.close()
-        return self.server.total(self.read)
+        total = self.server.total(self.read)
+        return total[0] if len(total) == 1 else total
 
     def upto(self, phase: str) -> None:
         """Brings everybody to where the coordinator's message before `phase` is closed and in `mail`, undelivered."""

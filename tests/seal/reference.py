@@ -257,7 +257,7 @@ class Reference:
         coefficients = {k: [number(text) for text in values[f"{k}_coefficients"]] for k in ("beta", "sigma")}
         secrets = {k: number(values[k]) for k in ("beta", "sigma")}
         return {"id": bytes.fromhex(values["identity"]), "channel": bytes.fromhex(values["channel"]),
-                "checkpoint": bytes.fromhex(values["checkpoint"]),
+                "checkpoint": bytes.fromhex(values["checkpoint"]), "chosen": bytes.fromhex(values["chosen"]),
                 "secrets": secrets, "coefficients": coefficients}  # fmt: skip
 
     def _send(self, who: bytes, label: str, body: bytes) -> str:
@@ -286,29 +286,46 @@ class Reference:
             entries.append(own + sign(site["id"], "keys", self.ctx + own))
         self.h1 = h("u1", self.ctx, *entries)
         body = self.ctx + self._listed(entries) + lp(bytes.fromhex(self.inputs["agreement"]))
-        message = self._send(self.hub, "list-of-keys", body)
-        self.messages["list-of-keys"] = dict.fromkeys(self.u1, message)
+        self.messages["list-of-keys"] = self._send(self.hub, "list-of-keys", body)
 
     def _dealt(self, kind: str, owner: str, holder: str) -> bytes:
-        site, x = self.sites[owner], 1 + self.u1.index(holder)
+        site, x = self.sites[owner], 1 + self._holders(owner).index(holder)
         return polynomial(site["secrets"][kind], site["coefficients"][kind], x).to_bytes(32, "little")
 
+    def _holders(self, owner: str) -> list[str]:
+        chosen = self.sites[owner]["chosen"]
+        return [site for i, site in enumerate(self.u1) if chosen[i // 8] >> i % 8 & 1]
+
+    def _owners(self, holder: str) -> list[str]:
+        return [owner for owner in self.u2 if holder in self._holders(owner)]
+
+    def _partners(self, name: str) -> list[str]:
+        if len(self.buckets) > 1:
+            around = next(bucket for bucket in self.buckets if name in bucket)
+        else:
+            around = self._holders(name) + self._owners(name)
+        return [other for other in self.u2 if other != name and other in around]
+
     def _shares(self) -> None:
+        seed = h("partition", bytes.fromhex(self.plan["query"]), *self.u1)
+        order, g = sorted(self.u1, key=lambda name: h("place", seed, name)), self.plan["buckets"]
+        self.buckets = [sorted(order[i::g]) for i in range(g)]
         self.messages |= {"shares": {}, "ciphertexts": {}}
         sent: dict[tuple[str, str], bytes] = {}
         for name in self.u2:
-            site, others = self.sites[name], [s for s in self.u1 if s != name]
+            site, others = self.sites[name], [s for s in self._holders(name) if s != name]
             for other in others:
                 shared = x25519(site["channel"], self.sites[other]["publics"][0])
                 key = hkdf(shared, self.h1, "chan", name, other)
                 plain = self._dealt("beta", name, other) + self._dealt("sigma", name, other)
                 aad = h("share-aad", self.ctx, self.h1, name, other)
                 sent[name, other] = chacha20_poly1305(key, bytes(12), plain, aad)
-            body = self.ctx + self.h1 + lp(name) + self._listed([sent[name, other] for other in others])
+            body = self.ctx + self.h1 + lp(name) + lp(site["chosen"])
+            body += self._listed([sent[name, other] for other in others])
             self.messages["shares"][name] = self._send(site["id"], "shares", body)
-        names = self._listed([lp(name) for name in self.u2])
+        names = self._listed([lp(name) + lp(self.sites[name]["chosen"]) for name in self.u2])
         for name in self.u2:
-            relayed = self._listed([sent[other, name] for other in self.u2 if other != name])
+            relayed = self._listed([sent[other, name] for other in self._owners(name) if other != name])
             body = self.ctx + self.h1 + lp(name) + names + relayed
             self.messages["ciphertexts"][name] = self._send(self.hub, "ciphertexts", body)
 
@@ -319,13 +336,14 @@ class Reference:
 
     def _masked(self) -> None:
         self.messages["masked"], self.roots = {}, []
-        self.h2 = h("u2", self.ctx, self.h1, *self.u2)
+        sharers = [part for name in self.u2 for part in (name, self.sites[name]["chosen"])]
+        self.h2 = h("u2", self.ctx, self.h1, *sharers)
         self.words: dict[str, list[int]] = {}
         for name in self.u3:
             site, words = self.sites[name], list(self.inputs["words"][name])
             beta = site["secrets"]["beta"].to_bytes(32, "little")
             seeds = [(hkdf(beta, self.ctx, "self", name), 1)]
-            for other in (s for s in self.u2 if s != name):
+            for other in self._partners(name):
                 shared = x25519(site["mask"], self.sites[other]["publics"][1])
                 seed = hkdf(shared, self.h1, "pair", self.ctx, min(name, other), max(name, other))
                 seeds.append((seed, 1 if name < other else -1))
@@ -343,7 +361,7 @@ class Reference:
             self.messages["masked"][name] = self._send(site["id"], "masked", common + entry + self._listed(parts))
             self.roots.append((name, merkle_root(payload), entry))
         listed = common + self._listed([entry for _, _, entry in self.roots])
-        self.messages["survivors"] = dict.fromkeys(self.u3, self._send(self.hub, "survivors", listed))
+        self.messages["survivors"] = self._send(self.hub, "survivors", listed)
 
     def _agree(self) -> None:
         self.messages |= {"consistent": {}, "unmask": {}}
@@ -353,22 +371,25 @@ class Reference:
             site, body = self.sites[name], self.ctx + self.h3 + lp(name)
             self.messages["consistent"][name] = self._send(site["id"], "consistent", body)
             entries.append(lp(name) + sign(site["id"], "consistent", body))
-            kinds = [("beta" if owner in self.u3 else "sigma", owner) for owner in self.u2]
+            kinds = [("beta" if owner in self.u3 else "sigma", owner) for owner in self._owners(name)]
             shares = self._listed([self._dealt(kind, owner, name) for kind, owner in kinds])
             self.messages["unmask"][name] = self._send(site["id"], "unmask", body + shares)
-        message = self._send(self.hub, "consistency", self.ctx + self.h3 + self._listed(entries))
-        self.messages["consistency"] = dict.fromkeys(self.u3, message)
+        self.messages["consistency"] = self._send(self.hub, "consistency", self.ctx + self.h3 + self._listed(entries))
 
     def _sum(self) -> None:
-        plain = [self.inputs["words"][name] for name in self.u3]
-        self.total = [sum(column) % (1 << self.bits) for column in zip(*plain, strict=True)]
-        self.sum_root = merkle_root(b"".join(word.to_bytes(self.carrier // 8, "little") for word in self.total))
+        self.total, self.sum_roots = [], []
+        for bucket in self.buckets:
+            plain = [self.inputs["words"][name] for name in self.u3 if name in bucket]
+            total = [sum(column) % (1 << self.bits) for column in zip(*plain, strict=True)]
+            self.total.append(total)
+            self.sum_roots.append(merkle_root(b"".join(w.to_bytes(self.carrier // 8, "little") for w in total)))
         signatures = {name: entry[-64:] for name, _, entry in self.roots}
         receipt = {
             "ctx": self.ctx.hex(), "roster": sha256(self.inputs["roster"].encode()).hex(), "h1": self.h1.hex(),
-            "consistency": sha256(bytes.fromhex(self.messages["consistency"][self.u3[0]])).hex(),
-            "sum_root": self.sum_root.hex(), "state": self.inputs["state"], "previous": self.inputs["previous"],
-            "plan": self.plan, "u1": self.u1, "u2": self.u2, "u3": self.u3, "words": len(self.total),
+            "h2": self.h2.hex(), "sum_roots": [root.hex() for root in self.sum_roots],
+            "consistency": sha256(bytes.fromhex(self.messages["consistency"])).hex(),
+            "state": self.inputs["state"], "previous": self.inputs["previous"],
+            "plan": self.plan, "u1": self.u1, "u2": self.u2, "u3": self.u3, "words": len(self.total[0]),
             "uploads": [[name, root.hex(), signatures[name].hex()] for name, root, _ in self.roots],
         }  # fmt: skip
         body = json.dumps(receipt, sort_keys=True, separators=(",", ":")).encode()

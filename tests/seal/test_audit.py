@@ -39,7 +39,7 @@ class Round:
         self.sum = words.astype(words.dtype.newbyteorder("<")).tobytes()
         builder = MerkleBuilder()
         builder.update(self.sum)
-        self.receipt = open_receipt(server.receipt(builder.root(), STATE), self.rig.coordinator.public)
+        self.receipt = open_receipt(server.receipt([builder.root()], STATE), self.rig.coordinator.public)
         self.opening = server.opening()
         self.keys = next(data for kind, _, data in self.rig.log if kind == "to")
         self.uploads = {site: leaves_of(payload) for site, payload in self.rig.payloads.items()}
@@ -89,18 +89,29 @@ def test_one_altered_word_is_found_where_it_lies_and_nowhere_else(rig, word):
             assert forged.verify(forged.answer(1, nonce)) == 1
 
 
+def with_secrets(honest, secrets):
+    return dataclasses.replace(honest.opening, secrets=secrets)
+
+
 def test_another_secret_cannot_be_shown(honest):
     survivors = len(honest.receipt.u3)
-    for place in range(len(honest.opening)):
-        opening = list(honest.opening)
-        opening[place] = shamir.to_bytes(5)
+    secrets = honest.opening.secrets
+    for place in range(len(secrets)):
+        opening = with_secrets(honest, (*secrets[:place], shamir.to_bytes(5), *secrets[place + 1 :]))
         with pytest.raises(BadSum, match=r"committed|public key") as finding:
             honest.verify(honest.answer(1, opening=opening))
         expected = honest.receipt.u3[place] if place < survivors else "cork"
         assert finding.value.site == expected
-    for opening in (honest.opening[:-1], [*honest.opening[:-1], b"\xff" * 32]):
+    for wrong in (secrets[:-1], (*secrets[:-1], b"\xff" * 32)):
         with pytest.raises(BadSum):
-            honest.verify(honest.answer(1, opening=opening))
+            honest.verify(honest.answer(1, opening=with_secrets(honest, wrong)))
+
+
+def test_another_graph_cannot_be_shown(honest):
+    sharers = honest.opening.sharers
+    for wrong in (sharers[1:], (sharers[0]._replace(chosen=b"\x0f"), *sharers[1:])):
+        with pytest.raises(BadSum, match="who chose whom"):
+            honest.verify(honest.answer(1, opening=dataclasses.replace(honest.opening, sharers=wrong)))
 
 
 def test_another_upload_or_key_list_cannot_be_shown(rig, honest):
@@ -131,8 +142,8 @@ def test_a_root_that_no_site_signed_is_refused(honest):
 def test_the_opening_shows_one_secret_of_each_site_and_takes_off_no_survivors_pair_mask(honest):
     """What is shown leaves each survivor's vector masked: the words that remain look like nothing it sent."""
     entries = {entry.site: entry for entry in audit.key_entries(honest.keys, honest.receipt, honest.rig.roster)}
-    assert len(honest.opening) == len(honest.receipt.u2)
-    seeds = audit._seeds(honest.opening, honest.receipt, entries)
+    assert len(honest.opening.secrets) == len(honest.receipt.u2)
+    (seeds,) = audit._seeds(honest.opening, honest.receipt, entries)
     site = honest.receipt.u3[0]
     words = np.frombuffer(honest.rig.payloads[site], np.uint32).copy()
     for seed in seeds:

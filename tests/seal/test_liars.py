@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.seal import SitePhase
+from cloister.seal.derive import complete_sharers
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
 from cloister.seal.messages import (
@@ -22,6 +23,7 @@ from cloister.seal.messages import (
     Keys,
     Masked,
     Open,
+    Sharer,
     Shares,
     Survivors,
     Unmask,
@@ -226,7 +228,8 @@ def test_two_lists_of_keys_break_every_share(rig: Any) -> None:
     relayed = tuple(Shares.from_bytes(answers[s]).ciphertexts[2] for s in ("amsterdam", "delft", "essen"))
     h1 = Shares.from_bytes(answers[VICTIM]).h1
     sites = ("amsterdam", VICTIM, "delft", "essen")
-    sent = Ciphertexts(honest.context, h1, VICTIM, sites, relayed).signed(federation.coordinator).to_bytes()
+    unsigned = Ciphertexts(honest.context, h1, VICTIM, complete_sharers(sites, sites), relayed)
+    sent = unsigned.signed(federation.coordinator).to_bytes()
     refused(federation.clients[VICTIM], BadCiphertext, sent)
 
 
@@ -258,12 +261,15 @@ def test_other_sharers_are_refused(rig: Any) -> None:
     federation = rig()
     federation.upto("masked")
     client, kept = federation.clients[VICTIM], Ciphertexts.from_bytes(federation.mail[VICTIM])
-    without = tuple(site for site in kept.sites if site != VICTIM)
-    refused(client, SurvivorSetConflict, ciphertexts(federation, sites=without))
-    refused(client, SurvivorSetConflict, ciphertexts(federation, sites=(*kept.sites, "jena")))
-    few = ciphertexts(federation, sites=("amsterdam", "basel", VICTIM), ciphertexts=kept.ciphertexts[:2])
+    without = tuple(sharer for sharer in kept.sharers if sharer.site != VICTIM)
+    refused(client, SurvivorSetConflict, ciphertexts(federation, sharers=without))
+    refused(client, SurvivorSetConflict, ciphertexts(federation, sharers=(*kept.sharers, Sharer("jena", b"\x1f"))))
+    few = ciphertexts(federation, sharers=kept.sharers[:3], ciphertexts=kept.ciphertexts[:2])
     refused(client, TooFewSurvivors, few)
     refused(client, MalformedMessage, ciphertexts(federation, ciphertexts=kept.ciphertexts[1:]))
+    for site, error in ((VICTIM, SurvivorSetConflict), ("essen", MalformedMessage)):
+        rechosen = tuple(s._replace(chosen=b"\x0f") if s.site == site else s for s in kept.sharers)
+        refused(client, error, ciphertexts(federation, sharers=rechosen))
     refused(client, ContextMismatch, ciphertexts(federation, h1=bytes(32)))
 
 
@@ -398,7 +404,7 @@ def test_secrets_are_gone_once_they_have_served(rig: Any) -> None:
 def test_a_receipt_that_tells_another_story_is_refused(rig: Any) -> None:
     federation = rig()
     federation.run()
-    truth = federation.server.receipt(bytes(32), bytes(32))
+    truth = federation.server.receipt([bytes(32)], bytes(32))
     receipt, client = open_receipt(truth, federation.coordinator.public), federation.clients[VICTIM]
     other = receipt.uploads[0]._replace(root=bytes(32))
     stories: dict[type[CloisterError], list[dict[str, Any]]] = {
@@ -492,7 +498,7 @@ def test_shares_uploads_and_signatures_that_the_coordinator_refuses(rig: Any) ->
 
 def test_a_site_that_deals_shares_which_nobody_can_use_voids_the_round_and_is_named(rig: Any) -> None:
     federation = rig()
-    federation.clients["basel"]._deal = lambda sites: {site: (at, at + 1) for at, site in enumerate(sites, 1)}
+    federation.clients["basel"]._deal = lambda to, threshold: {site: (at, at + 1) for at, site in enumerate(to, 1)}
     with pytest.raises(BadShare) as caught:
         federation.run()
     assert caught.value.site == "basel"

@@ -125,3 +125,17 @@ def test_any_bytes_are_unpacked_or_refused(data, size, bits):
 def test_stray_or_missing_bits_are_refused(data, size, bits):
     with pytest.raises(MalformedMessage):
         masks.unpack(data, size, bits)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_packed_words_are_added_as_unpacked_ones(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    dtype = np.uint64 if bits == 64 else np.uint32
+    values = rng.integers(0, 1 << bits, 1001, dtype=np.uint64).astype(dtype)
+    total = rng.integers(0, 1 << 32, 1001, dtype=np.uint64).astype(dtype)
+    expected = total + values
+    masks.add_packed(total, masks.pack(values, bits), bits)
+    assert np.array_equal(total, expected)
+    with pytest.raises(MalformedMessage):
+        masks.add_packed(total, masks.pack(values[:-2], bits), bits)
+    assert np.array_equal(total, expected), "a refused payload changed the sum"

@@ -49,8 +49,9 @@ def test_junk_is_malformed_and_nothing_else(junk: bytes) -> None:
         for data in (junk, labels.lp(kind.LABEL.encode()) + junk):
             with pytest.raises(MalformedMessage):
                 kind.from_bytes(data)
-    with pytest.raises(MalformedMessage):
-        label_of(b"\xff" + junk)
+    if junk[7:8] != b"{":  # where a receipt's JSON begins
+        with pytest.raises(MalformedMessage):
+            label_of(b"\xff" + junk)
 
 
 @given(data=st.data())
@@ -111,7 +112,7 @@ def test_any_flipped_byte_of_the_opening_or_the_receipt_is_refused(rig: Any) -> 
         with pytest.raises(PeerError):
             client.open(opening[:place] + bytes([opening[place] ^ 1]) + opening[place + 1 :])
     federation.run()
-    receipt = federation.server.receipt(bytes(32), bytes(32))
+    receipt = federation.server.receipt([bytes(32)], bytes(32))
     for place in range(0, len(receipt), 7):
         with pytest.raises(PeerError):
             client.receive(receipt[:place] + bytes([receipt[place] ^ 1]) + receipt[place + 1 :])

@@ -87,7 +87,7 @@ def test_bytes_round_trip_without_floats():
         {"sites": SITES[::-1]},
         {"sites": (*SITES, "riga")},
         {"sites": ()},
-        {"sites": tuple(f"site-{i:03}" for i in range(129))},
+        {"sites": tuple(f"site-{i:03}" for i in range(2049))},
         {"threshold": 6},
         {"threshold": 0},
         {"min_survivors": 6},

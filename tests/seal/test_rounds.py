@@ -22,7 +22,7 @@ PHASES = ("keys", "shares", "masked", "consistent", "unmask")
 def test_a_round_of_all_sites_opens_the_exact_sum(rig: Any, sites: int, bits: int) -> None:
     federation = rig(sites=sites, bits=bits)
     assert np.array_equal(federation.run(), federation.expected(federation.names))
-    receipt = federation.server.receipt(bytes(32), bytes(range(32)))
+    receipt = federation.server.receipt([bytes(32)], bytes(range(32)))
     for client in federation.clients.values():
         client.receive(receipt)
         assert client.phase is SitePhase.DONE
@@ -64,14 +64,14 @@ def test_any_dropout_pattern_opens_the_exact_sum_or_nothing(rig: Any, data: st.D
         with pytest.raises(RoundVoid):
             federation.server.total(federation.read)
         with pytest.raises(UnexpectedMessage):
-            federation.server.receipt(bytes(32), bytes(32))
+            federation.server.receipt([bytes(32)], bytes(32))
 
 
 def test_the_order_of_arrival_changes_no_byte(rig: Any) -> None:
     forward, backward = rig(sites=5), rig(sites=5)
     total = forward.run()
     assert np.array_equal(total, backward.run(order=lambda those: sorted(those, reverse=True)))
-    assert forward.server.receipt(bytes(32), bytes(32)) == backward.server.receipt(bytes(32), bytes(32))
+    assert forward.server.receipt([bytes(32)], bytes(32)) == backward.server.receipt([bytes(32)], bytes(32))
 
 
 def test_a_server_replayed_from_its_accepted_messages_is_the_same(rig: Any) -> None:
@@ -89,8 +89,8 @@ def test_a_server_replayed_from_its_accepted_messages_is_the_same(rig: Any) -> N
         else:
             replayed.append(again.close())
     assert replayed == sent
-    assert np.array_equal(again.total(federation.read, threads=2), total)
-    assert again.receipt(bytes(32), bytes(32)) == federation.server.receipt(bytes(32), bytes(32))
+    assert np.array_equal(again.total(federation.read, threads=2)[0], total)
+    assert again.receipt([bytes(32)], bytes(32)) == federation.server.receipt([bytes(32)], bytes(32))
 
 
 def test_a_long_vector_opens_in_stretches(rig: Any) -> None:
@@ -102,7 +102,7 @@ def test_a_long_vector_opens_in_stretches(rig: Any) -> None:
         return federation.read(site, offset, length)
 
     federation.run({"masked": ["basel"]})
-    total = federation.server.total(read, threads=2)
+    total = federation.server.total(read, threads=2)[0]
     assert np.array_equal(total, federation.expected(["amsterdam", "cork", "delft"]))
     assert max(lengths) < 1 << 20
     assert len(lengths) == 3 * 3
@@ -111,7 +111,7 @@ def test_a_long_vector_opens_in_stretches(rig: Any) -> None:
 def test_two_rounds_of_a_run_are_chained_and_share_no_bytes(rig: Any) -> None:
     first = rig(sites=3)
     first.run()
-    receipt = first.server.receipt(bytes(32), bytes(32))
+    receipt = first.server.receipt([bytes(32)], bytes(32))
     digest = open_receipt(receipt, first.coordinator.public).digest
     second = rig(sites=3, round=1, query=hashlib.sha256(b"next").digest())
     second.server = second.new_server(digest)
@@ -131,7 +131,7 @@ def test_wrong_shares_are_corrected_and_blamed(rig: Any, sites: int, liars: list
     federation.upto("opened")
     spoil_shares(federation, liars)
     federation.close()
-    assert np.array_equal(federation.server.total(federation.read), federation.expected(federation.names))
+    assert np.array_equal(federation.server.total(federation.read)[0], federation.expected(federation.names))
     assert {fault.site for fault in federation.server.blamed} == set(liars)
 
 

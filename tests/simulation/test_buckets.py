@@ -6,13 +6,14 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cloister.round import Program
 from cloister.seal.buckets import partition
 from cloister.simulation import LocalCohort, shards
 from cloister.simulation.engine import SerialEngine
-from cloister.simulation.sealing import Ideal
+from cloister.simulation.sealing import Ideal, Masks
 from cloister.vector import Query, Total, digest
 from cloister.vector.errors import RoundVoid, TooFewSites
 
@@ -55,6 +56,24 @@ def test_the_whole_is_that_of_one_sum(whole: Any, make_job: Any) -> None:
     assert one.parts == (one,)
     assert (cut.rows, cut.sites, cut.clipped) == (one.rows, one.sites, one.clipped)
     assert all(np.array_equal(cut.sums[name], one.sums[name]) for name in one.sums)
+
+
+def test_masks_open_the_same_parts(whole: Any, make_job: Any) -> None:
+    federation = Federation(whole, make_job(), 15, dropouts={0: ["site-3"]})
+    _, ideal = federation.total(2)
+    _, masked = federation.total(2, Masks(federation.job, federation.sites))
+    assert [part.sites for part in masked.parts] == [part.sites for part in ideal.parts]
+    for one, other in zip((ideal, *ideal.parts), (masked, *masked.parts), strict=True):
+        assert all(np.array_equal(one.sums[name], other.sums[name]) for name in one.sums)
+
+
+def test_masks_of_many_sites_on_the_sparse_graph_open_the_same_sum(whole: Any, make_job: Any) -> None:
+    gone = [f"site-{number}" for number in range(7, 150, 15)]
+    federation = Federation(pd.concat([whole] * 3, ignore_index=True), make_job(), 150, dropouts={0: gone})
+    _, ideal = federation.total(1)
+    _, masked = federation.total(1, Masks(federation.job, federation.sites))
+    assert masked.sites == ideal.sites == 140
+    assert all(np.array_equal(ideal.sums[name], masked.sums[name]) for name in ideal.sums)
 
 
 def test_too_few_sites_for_so_many_buckets(whole: Any, make_job: Any) -> None:

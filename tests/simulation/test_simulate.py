@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import cloister as cl
@@ -9,7 +8,7 @@ from cloister.learn import schema
 from cloister.round import Program
 from cloister.simulation import LocalCohort, shards
 from cloister.simulation.engine import SerialEngine
-from cloister.simulation.sealing import Ideal
+from cloister.simulation.sealing import Ideal, Masks
 from cloister.vector import Answer, Query, State, digest
 from cloister.vector.errors import DataError, RoundVoid, TaskError, UsageError
 
@@ -132,8 +131,8 @@ def test_wrong_data_names_site_and_column(whole, make_job):
 def test_senseless_settings_are_refused(whole, make_job):
     with pytest.raises(UsageError, match="ideal, masks"):
         cl.simulate(make_job(), whole, seal="none")
-    with pytest.raises(UsageError, match="at most 128"):
-        cl.simulate(make_job(), pd.concat([whole] * 4), sites=150, seal="masks")
+    with pytest.raises(UsageError, match="at most 2048"):
+        Masks(make_job(), [f"site-{number}" for number in range(2049)])
 
 
 def test_scikit_learn_and_a_plain_linear_model_run_too(whole, make_job):

@@ -17,10 +17,11 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.seal import derive, shamir
+from cloister.seal.graph import Degree, draw, mark
 from cloister.seal.log import Agreement, Log
 from cloister.seal.masks import add_mask
 from cloister.seal.merkle import root_of
-from cloister.seal.messages import Ciphertexts, Consistency, KeyList, Keys, Open, Survivors
+from cloister.seal.messages import Ciphertexts, Consistency, KeyList, Keys, Open, Sharer, Survivors
 from cloister.seal.receipt import open_receipt, sign_receipt
 from cloister.vector.errors import PeerError
 
@@ -35,6 +36,8 @@ ROUNDS: dict[str, tuple[dict[str, Any], dict[str, list[str]]]] = {
         {"keys": ["basel"]},
     ),
     "round-6-sites-64-bits": ({"sites": 6, "size": 2, "bits": 64}, {"shares": ["delft"]}),
+    "round-10-sites-2-buckets": ({"sites": 10, "size": 3, "buckets": 2}, {"masked": ["cork"], "shares": ["jena"]}),
+    "round-39-sites-sparse": ({"sites": 39, "size": 3, "bits": 24, "graph": "sparse-80-20"}, {"masked": ["izola"]}),
 }
 
 
@@ -48,12 +51,13 @@ def _rig() -> Any:
     return module
 
 
-def _secrets(drbg: Any, threshold: int) -> dict[str, Any]:
+def _secrets(drbg: Any, site: str, u1: tuple[str, ...], degree: Degree) -> dict[str, Any]:
     """What a site draws, in the order in which it draws it."""
     channel = drbg(32)
     sigma, beta = shamir.random_element(drbg), shamir.random_element(drbg)
-    coefficients = [[shamir.random_element(drbg) for _ in range(threshold - 1)] for _ in range(2)]
-    return {"channel": channel, "sigma": sigma, "beta": beta, "coefficients": coefficients}
+    chosen = mark(draw(site, u1, degree.chosen, drbg), u1)
+    coefficients = [[shamir.random_element(drbg) for _ in range(degree.threshold - 1)] for _ in range(2)]
+    return {"channel": channel, "sigma": sigma, "beta": beta, "chosen": chosen, "coefficients": coefficients}
 
 
 def round_vectors(name: str) -> dict[str, Any]:
@@ -72,7 +76,9 @@ def round_vectors(name: str) -> dict[str, Any]:
         "agreement": rig.agreement().hex(),
         "sites": {},
     }
-    secrets = {site: _secrets(module.Drbg(f"{name}/{site}"), rig.plan.threshold) for site in rig.names}
+    u1 = tuple(site for site in rig.names if site not in lost.get("keys", ()))
+    degree = derive.round_degree(rig.plan, u1)
+    secrets = {site: _secrets(module.Drbg(f"{name}/{site}"), site, u1, degree) for site in u1}
     for site, drawn in secrets.items():
         betas, sigmas = drawn["coefficients"]
         inputs["sites"][site] = {
@@ -81,26 +87,27 @@ def round_vectors(name: str) -> dict[str, Any]:
             "channel": drawn["channel"].hex(),
             "sigma": shamir.to_bytes(drawn["sigma"]).hex(),
             "beta": shamir.to_bytes(drawn["beta"]).hex(),
+            "chosen": drawn["chosen"].hex(),
             "beta_coefficients": [shamir.to_bytes(value).hex() for value in betas],
             "sigma_coefficients": [shamir.to_bytes(value).hex() for value in sigmas],
         }
     messages = _messages(rig, lost)
     total = rig.server.total(rig.read)
-    sum_root = root_of(total.astype(total.dtype.newbyteorder("<")).tobytes())
-    messages["receipt"] = rig.server.receipt(sum_root, STATE).hex()
+    sum_roots = [root_of(part.tobytes()) for part in total.astype(total.dtype.newbyteorder("<"))]
+    messages["receipt"] = rig.server.receipt(sum_roots, STATE).hex()
     return {
         "version": "cloister/v1",
         "inputs": inputs,
         "derived": _derived(rig, secrets),
         "messages": messages,
         "payloads": {site: payload.hex() for site, payload in rig.payloads.items()},
-        "total": [int(word) for word in total],
-        "sum_root": sum_root.hex(),
+        "total": total.tolist(),
+        "sum_roots": [root.hex() for root in sum_roots],
     }
 
 
 def _messages(rig: Any, lost: dict[str, list[str]]) -> dict[str, Any]:
-    """Runs the round; returns each message in hex, by kind and then by the site that sent or got it."""
+    """Runs the round; returns each message in hex, by kind, and where they differ by the site that sent or got it."""
     found: dict[str, Any] = {"open": rig.server.open().hex()}
     close, give = rig.close, rig.give
 
@@ -109,7 +116,9 @@ def _messages(rig: Any, lost: dict[str, list[str]]) -> dict[str, Any]:
         mail: dict[str, bytes] = close()
         kind = {"keys": "list-of-keys", "shares": "ciphertexts", "masked": "survivors", "consistent": "consistency"}
         if phase in kind:
-            found[kind[phase]] = {site: data.hex() for site, data in mail.items()}
+            sent = {site: data.hex() for site, data in mail.items()}
+            found[kind[phase]] = sent if phase == "shares" else sent[min(sent)]
+            assert phase == "shares" or len(set(sent.values())) == 1
         return mail
 
     def giving(site: str, data: bytes) -> None:
@@ -203,7 +212,7 @@ def _plan(**changes: Any) -> Callable[[Any], bytes]:
 
 def _receipt(**changes: Any) -> Callable[[Any], bytes]:
     def lie(rig: Any) -> bytes:
-        truth = open_receipt(rig.server.receipt(bytes(32), STATE), rig.coordinator.public)
+        truth = open_receipt(rig.server.receipt([bytes(32)], STATE), rig.coordinator.public)
         return sign_receipt(replace(truth, **changes), rig.coordinator)
 
     return lie
@@ -231,6 +240,14 @@ def _low_order(rig: Any, truth: KeyList) -> dict[str, Any]:
     return {"entries": (weak, *truth.entries[1:])}
 
 
+ESSEN = Sharer("essen", bytes([15]))
+
+
+def _rechosen(sharers: tuple[Sharer, ...], site: str) -> tuple[Sharer, ...]:
+    """U2 with fewer chosen ones of one site."""
+    return tuple(Sharer(each.site, bytes([7])) if each.site == site else each for each in sharers)
+
+
 LIES: list[tuple[str, str, Callable[[Any], bytes]]] = [
     ("open", "bad_open_threshold", _plan(threshold=2)),
     ("open", "bad_open_cohort", _plan(sites=("amsterdam", "basel", "delft"), threshold=3)),
@@ -250,7 +267,9 @@ LIES: list[tuple[str, str, Callable[[Any], bytes]]] = [
     ("masked", "bad_ciphertexts_swapped", _lie(Ciphertexts, lambda r, t: {"ciphertexts": t.ciphertexts[::-1]})),
     ("masked", "bad_ciphertexts_recipient", lambda rig: rig.mail["basel"]),
     ("masked", "bad_ciphertexts_few", _lie(Ciphertexts, lambda r, t: {"ciphertexts": t.ciphertexts[1:]})),
-    ("masked", "bad_ciphertexts_sharers", _lie(Ciphertexts, lambda r, t: {"sites": (*t.sites, "essen")})),
+    ("masked", "bad_ciphertexts_sharers", _lie(Ciphertexts, lambda r, t: {"sharers": (*t.sharers, ESSEN)})),
+    ("masked", "bad_ciphertexts_choice", _lie(Ciphertexts, lambda r, t: {"sharers": _rechosen(t.sharers, "cork")})),
+    ("masked", "bad_ciphertexts_others", _lie(Ciphertexts, lambda r, t: {"sharers": _rechosen(t.sharers, "basel")})),
     ("consistent", "bad_survivors_few", _lie(Survivors, lambda r, t: {"entries": t.entries[1:3]})),
     ("consistent", "bad_survivors_without_me", _lie(Survivors, lambda r, t: {"entries": t.entries[:2]})),
     ("consistent", "bad_survivors_list", _lie(Survivors, lambda r, t: {"h1": bytes(32)})),

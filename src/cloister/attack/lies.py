@@ -7,6 +7,7 @@ what refuses it is the check that it is there for, and not another one before it
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -209,13 +210,13 @@ class ManInTheMiddle(Lie):
             shared = derive.exchange(player.channel, keys[site].channel, site)
             inbound = derive.channel_key(shared, h1, site, other)
             beta, sigma = derive.decrypt_shares(inbound, self.context, h1, site, other, dealt[other])
-            point = derive.circle(site, self.u1).index(other) + 1
+            point = self.u1.index(other) + 1
             self.record.shares[site, "beta"][point], self.record.shares[site, "sigma"][point] = beta, sigma
             outbound = derive.channel_key(shared, h1, other, site)
             relayed.append(derive.encrypt_shares(outbound, self.context, h1, other, site, 1, 1))
             pair = derive.exchange(player.mask, keys[site].mask, site)
             self.record.pairs[site, other] = derive.pair_seed(pair, self.context, h1, site, other)
-        return Ciphertexts(self.context, h1, site, self.u1, tuple(relayed))
+        return Ciphertexts(self.context, h1, site, message.sharers, tuple(relayed))
 
 
 class _Player:
@@ -247,7 +248,8 @@ class TwoKeyLists(Lie):
         for site in sites:
             mine = self._list_of(site)
             relayed = tuple(self._relayed(other, site) for other in derive.neighbours(site, mine))
-            message = Ciphertexts(self.context, self._shares[site].h1, site, mine, relayed)
+            sharers = derive.complete_sharers(mine, mine)
+            message = Ciphertexts(self.context, self._shares[site].h1, site, sharers, relayed)
             outgoing[site] = self.signed(message)
         self.u2, self.told = sites, set(sites)
         return outgoing
@@ -428,7 +430,8 @@ class ShrunkenSharers(Lie):
     """
 
     def ciphertexts_to(self, site: str, message: Ciphertexts) -> Message:
-        return replace(message, sites=(site,), ciphertexts=())
+        own = tuple(sharer for sharer in message.sharers if sharer.site == site)
+        return replace(message, sharers=own, ciphertexts=())
 
 
 class ShrunkenSurvivors(Lie):
@@ -614,7 +617,7 @@ class ForgedSum(Lie):
 
     def claim(self, opened: Words) -> Words:
         forged = opened.copy()
-        forged[0] += forged.dtype.type(1)
+        forged[0, 0] += forged.dtype.type(1)
         return forged
 
 
@@ -627,8 +630,8 @@ class ForgedModel(Lie):
 
     spoils_run, shows = True, False
 
-    def receipt(self, sum_root: bytes, state_digest: bytes) -> bytes:
-        return super().receipt(sum_root, ALTERED)
+    def receipt(self, sum_roots: Sequence[bytes], state_digest: bytes) -> bytes:
+        return super().receipt(sum_roots, ALTERED)
 
 
 LIES: dict[str, type[Lie]] = {

@@ -100,7 +100,7 @@ class View:
     def u2(self) -> tuple[str, ...]:
         for message in self._told(Ciphertexts):
             assert isinstance(message, Ciphertexts)
-            if derive.sharers_digest(message.context, message.h1, message.sites) == self.masked.upload.u2:
+            if derive.sharers_digest(message.context, message.h1, message.sharers) == self.masked.upload.u2:
                 return message.sites
         return ()
 

@@ -139,8 +139,8 @@ class _Knowledge:
             if not isinstance(message, Unmask) or view is None:
                 continue
             survivors = self._record.stories(site).get(message.u3, ())
-            for owner, share in zip(derive.circle(site, view.u2), message.shares, strict=False):
-                point = derive.circle(owner, view.keys).index(site) + 1
+            for owner, share in zip(view.u2, message.shares, strict=False):
+                point = sorted(view.keys).index(site) + 1
                 kind = "beta" if owner in survivors else "sigma"
                 found[owner, kind][point] = int.from_bytes(share, "little") % shamir.P
         return found

@@ -19,18 +19,19 @@ from cloister.coordinator.rounds import OpenRound, delete_parts, little_endian, 
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.job import Job
 from cloister.round import choose_cohort
+from cloister.seal.buckets import check_buckets, fewest_survivors
+from cloister.seal.graph import default_graph
 from cloister.seal.labels import ZERO32
 from cloister.seal.merkle import leaf_hash
 from cloister.seal.plan import Plan
 from cloister.seal.receipt import open_receipt
 from cloister.seal.state import Phase
 from cloister.seal.threshold import MIN_SITES, threshold
-from cloister.vector import Query, State, Total, open_total
+from cloister.vector import Query, State, Total, open_buckets
 from cloister.vector.errors import (
     CloisterError,
     DataError,
     PeerError,
-    PlanRefused,
     RoundVoid,
     TooFewSites,
     TooFewSurvivors,
@@ -53,7 +54,7 @@ class _Opened:
 
     round: OpenRound
     query: Query
-    sum_root: bytes
+    sum_roots: list[bytes]
     total: str
 
 
@@ -194,12 +195,10 @@ class RemoteCohort:
 
         Raises: RoundVoid: three rounds in a row had too few answers. TooFewSites, Stopped, StorageFull.
         """
-        if query.buckets > 1:
-            raise PlanRefused("a federation does not cut its cohort into buckets yet.", mend="Simulate the job.")
         name = self._hub.blobs.put(query.to_bytes())
         opened, words = self._call(self._sum(query, bytes.fromhex(name)))
         self._opened = opened
-        return open_total(query, opened.round.plan.coder, words, len(opened.round.server.u3))
+        return open_buckets(query, opened.round.plan.coder, words, opened.round.server.counts())
 
     async def _sum(self, query: Query, name: bytes) -> tuple[_Opened, Any]:
         found = self._resumed(name)
@@ -207,9 +206,9 @@ class RemoteCohort:
             round = found if found is not None and attempt == 0 else await self._open(query, name)
             try:
                 await round.drive()
-                words, root = await asyncio.to_thread(round.total)
+                words, roots = await asyncio.to_thread(round.total)
                 total = await asyncio.to_thread(self._hub.blobs.put, little_endian(words))
-                return _Opened(round, query, root, total), words
+                return _Opened(round, query, roots, total), words
             except PeerError as fault:
                 self._void(round, fault)
                 last = fault
@@ -235,6 +234,7 @@ class RemoteCohort:
         else:
             candidates = await self._candidates(hub.patience.gather if last is None else 0.0)
             sites = choose_cohort(candidates, query.fraction, self._job.seed, query.config.get("step", number))
+        check_buckets(query.buckets, len(sites))
         plan = Plan(
             federation=hub.folder.federation,
             run=bytes.fromhex(run.id),
@@ -248,7 +248,9 @@ class RemoteCohort:
             max_rows=query.max_rows,
             sites=tuple(sites),
             threshold=threshold(len(sites)),
-            min_survivors=threshold(len(sites)),
+            min_survivors=fewest_survivors(len(sites), query.buckets),
+            graph=default_graph(len(sites)),
+            buckets=query.buckets,
         )
         previous = ZERO32.hex() if done is None or done.receipt is None else done.receipt
         row = Round(run.id, number, plan.to_bytes(), previous, "open", None, None, hub.now())
@@ -285,14 +287,14 @@ class RemoteCohort:
         assert opened is not None, "a state is learnt from a sum"
         blobs, round = self._hub.blobs, opened.round
         name = blobs.put(state.to_bytes())
-        receipt = round.server.receipt(opened.sum_root, bytes.fromhex(name))
+        receipt = round.server.receipt(opened.sum_roots, bytes.fromhex(name))
         evidence = {
             "receipt": open_receipt(receipt, self._hub.identity.public).digest.hex(),
             "blob": blobs.put(receipt),
             "total": opened.total,
             "keylist": blobs.put(round.shown[Phase.KEYS]),
             "consistency": blobs.put(round.shown[Phase.CONSISTENT]),
-            "opening": b"".join(round.server.opening()),
+            "opening": round.server.opening().to_bytes(),
         }
         self._call(self._save(opened, state, name, receipt, evidence))
         self._opened = None

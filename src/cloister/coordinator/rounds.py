@@ -236,14 +236,14 @@ class OpenRound:
 
     # the sum
 
-    def total(self) -> tuple[Words, bytes]:
-        """The opened sum and its Merkle root; read from disk in pieces, however many sites there are."""
+    def total(self) -> tuple[Words, list[bytes]]:
+        """The sum of each bucket, [buckets, words], and its Merkle root; read from disk in pieces."""
         started = time.monotonic()
         uploads = Uploads(self._hub.parts, {site: self._headers[site] for site in self.server.u3})
         words = self.server.total(uploads.read)
-        root = root_of(little_endian(words))
+        roots = [root_of(little_endian(part)) for part in words]
         self.seconds["open"] = time.monotonic() - started
-        return words, root
+        return words, roots
 
     def traffic(self) -> dict[str, dict[str, int]]:
         """Bytes up and down of each site since the round began."""
@@ -258,7 +258,7 @@ class OpenRound:
 
 def little_endian(words: Words) -> memoryview:
     """The words as the protocol writes them; no copy on most machines."""
-    return words.astype(words.dtype.newbyteorder("<"), copy=False).view("u1").data
+    return words.reshape(-1).astype(words.dtype.newbyteorder("<"), copy=False).view("u1").data
 
 
 def void_round(hub: Hub, run: str, number: int, plan: Plan, fault: CloisterError) -> None:

@@ -65,7 +65,7 @@ class Run:
 @dataclass(frozen=True)
 class Round:
     """One round of a run. outcome: "open", "done" or "void". The rest once it is done: receipt, and as blobs (digests
-    in hex) the signed receipt, the total, messages 2 and 8; opening: the secrets that were rebuilt, 32 bytes each.
+    in hex) the signed receipt, the total, messages 2 and 8; opening: the graph and the secrets that were rebuilt.
     survivors: a JSON list of ids, once message 6 was sent."""
 
     run: str

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cloister.round.evidence import RoundEvidence, file_of
 from cloister.seal import audit, derive, merkle
+from cloister.seal.graph import COMPLETE
 from cloister.seal.identity import verify
 from cloister.seal.labels import ENVELOPE, fields, lp
 from cloister.seal.log import Checkpoint, cosigner_of, cosigners, open_checkpoint, origin_of
@@ -93,14 +94,18 @@ def check_receipt(receipt: Receipt, roster: Roster) -> None:
         raise ContextMismatch("the context is not that of the plan, the roster and the receipt before")
     if len(receipt.u3) < max(plan.threshold, plan.min_survivors):
         raise TooFewSurvivors(f"{len(receipt.u3)} survivors opened a sum that takes {plan.threshold}")
+    if min(map(len, audit.summed(receipt))) < plan.min_survivors:
+        raise TooFewSurvivors(f"a bucket's sum opened that takes {plan.min_survivors} survivors")
+    everybody = derive.complete_sharers(receipt.u1, receipt.u2)
+    if plan.graph == COMPLETE and derive.sharers_digest(receipt.ctx, receipt.h1, everybody) != receipt.h2:
+        raise ContextMismatch("the sites signed for another U2 than the receipt names")
 
 
 def check_signatures(each: ReceiptedRound, data: bytes) -> None:
     """Message 8: a threshold of U3 signed exactly this U3, with these roots. Raises: PeerError."""
     receipt, message = each.receipt, Consistency.from_bytes(data)
     roots = tuple(audit.signed_roots(receipt))
-    u2 = derive.sharers_digest(receipt.ctx, receipt.h1, receipt.u2)
-    agreed = derive.survivors_digest(receipt.ctx, receipt.h1, u2, roots)
+    agreed = derive.survivors_digest(receipt.ctx, receipt.h1, receipt.h2, roots)
     if digest(data) != receipt.consistency or (message.context, message.u3) != (receipt.ctx, agreed):
         raise MissingConsistency("the signatures are on another survivor set than the receipt's")
     signers = {entry.site for entry in message.entries}

@@ -10,8 +10,8 @@ import numpy as np
 from cloister.job import Job
 from cloister.round.checks import ReceiptedRound
 from cloister.round.program import Program
-from cloister.seal import merkle
-from cloister.vector import State, digest, open_total
+from cloister.seal import audit, merkle
+from cloister.vector import State, digest, open_buckets
 from cloister.vector.errors import BadModel, BadSum, CloisterError
 
 Made = TypeVar("Made")
@@ -39,7 +39,9 @@ def replayed(compute: Callable[[], Made]) -> Made:
 def check_total(each: ReceiptedRound, total: bytes) -> None:
     """Raises: BadSum."""
     plan = each.receipt.plan
-    if merkle.root_of(total) != each.receipt.sum_root or len(total) != plan.words * plan.coder.dtype.itemsize:
+    size = plan.words * plan.coder.dtype.itemsize
+    roots = tuple(merkle.root_of(total[at * size : (at + 1) * size]) for at in range(plan.buckets))
+    if len(total) != size * plan.buckets or roots != each.receipt.sum_roots:
         raise BadSum("the opened sum is not the one that the receipt names")
 
 
@@ -54,10 +56,12 @@ def next_state(program: Program, state: State, each: ReceiptedRound, total: byte
         raise BadModel("a receipt after the end of the job")
     if (plan.job, plan.query) != (job.digest, digest(query.to_bytes())):
         raise BadModel("the sites were asked something else than this job asks at this point")
-    if (plan.layout, plan.max_rows, plan.bits) != (query.sealed_layout, query.max_rows, job.bits):
-        raise BadModel("the plan's layout, rows or bits are not those of the job's query")
+    told = (plan.layout, plan.max_rows, plan.bits, plan.buckets)
+    if told != (query.sealed_layout, query.max_rows, job.bits, query.buckets):
+        raise BadModel("the plan's layout, rows, bits or buckets are not those of the job's query")
     words = np.frombuffer(total, plan.coder.dtype.newbyteorder("<")).astype(plan.coder.dtype)
-    after = replayed(lambda: program.learn(state, open_total(query, plan.coder, words, len(receipt.u3))))
+    parts, counts = words.reshape(plan.buckets, plan.words), [len(summed) for summed in audit.summed(receipt)]
+    after = replayed(lambda: program.learn(state, open_buckets(query, plan.coder, parts, counts)))
     if digest(after.to_bytes()) != receipt.state:
         raise BadModel("the state that the receipt names is not the one that follows from the sum.", mend=SAME)
     return after

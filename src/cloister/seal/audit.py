@@ -17,8 +17,12 @@ Which leaves of the sum are shown follows from H("cloister/v1/audit", receipt, n
 site; the receipt fixed everything before. A coordinator that altered a fraction f of the leaves escapes c challenges
 with a chance under (1 - f)**c: 44 catch 10% with 99%, all of them are certainty (`caught`, `challenges`).
 
-    audit = LP(nonce) LP(message 2) LP(betas of U3 || sigmas of U2 without U3) LP(chunk)..
-    chunk = LP(u64 index) LP(path in the sum) and, for each survivor and each leaf of its upload: LP(leaf) LP(path)
+    audit   = LP(nonce) LP(message 2) LP(opening) LP(chunk)..
+    opening = LP(U2 and who chose whom, as in message 4) LP(betas of U3 || sigmas of U2 without U3)
+    chunk   = LP(u64 index) LP(path in the sum) and, for each survivor of the bucket and each leaf of its upload:
+              LP(leaf) LP(path)
+
+The leaves of a round in buckets are numbered through: those of the first bucket's sum, then the second's.
 """
 
 from __future__ import annotations
@@ -33,11 +37,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.seal import derive, merkle, shamir
+from cloister.seal.buckets import partition
 from cloister.seal.labels import AUDIT, fields, h, lp
 from cloister.seal.masks import Seed, apply_masks, packed_bytes, reduce, unpack
 from cloister.seal.merkle import LEAF_BYTES
-from cloister.seal.messages import KeyList, Keys, SignedRoot
-from cloister.seal.receipt import Receipt
+from cloister.seal.messages import KeyList, Keys, Reader, Sharer, SignedRoot, read_sharers, write_sharers
+from cloister.seal.receipt import Receipt, Upload
 from cloister.seal.roster import Roster
 from cloister.vector.errors import BadShare, BadSignature, BadSum, BadUpload, MalformedMessage
 
@@ -51,8 +56,18 @@ Read = Callable[[str, int, int], bytes]  # (site, offset, length) -> bytes of it
 
 
 def leaves(receipt: Receipt) -> int:
-    """Of the sum's Merkle tree: LEAF_BYTES of words each, 4 or 8 bytes a word, little endian."""
+    """Of the Merkle trees of all opened sums: LEAF_BYTES of words each, 4 or 8 bytes a word, little endian."""
+    return _leaves_of_one(receipt) * receipt.plan.buckets
+
+
+def _leaves_of_one(receipt: Receipt) -> int:
     return -(-receipt.words * receipt.plan.coder.dtype.itemsize // LEAF_BYTES)
+
+
+def summed(receipt: Receipt) -> list[list[Upload]]:
+    """The uploads that were summed, in each bucket."""
+    buckets = partition(receipt.plan.query, receipt.u1, receipt.plan.buckets)
+    return [[upload for upload in receipt.uploads if upload.site in set(bucket)] for bucket in buckets]
 
 
 def challenge(receipt: Receipt, nonce: bytes, count: int) -> list[int]:
@@ -113,36 +128,59 @@ def _path(data: bytes) -> list[bytes]:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What takes the masks off. Attributes: sharers: U2 and who chose whom. secrets: 32 bytes each: beta of each of
+    U3, then sigma of each of U2 without U3."""
+
+    sharers: tuple[Sharer, ...]
+    secrets: tuple[bytes, ...] = field(repr=False)
+
+    def to_bytes(self) -> bytes:
+        return lp(write_sharers(self.sharers)) + lp(b"".join(self.secrets))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Opening:
+        """Raises: MalformedMessage."""
+        parts = fields(data)
+        if len(parts) != 2 or len(parts[1]) % 32:
+            raise MalformedMessage(f"an opening has {len(parts)} fields")
+        reader = Reader(parts[0])
+        sharers = read_sharers(reader)
+        reader.end()
+        return cls(sharers, tuple(parts[1][at : at + 32] for at in range(0, len(parts[1]), 32)))
+
+
+@dataclass(frozen=True)
 class Audit:
     """A coordinator's answer to one nonce.
 
-    Attributes: nonce: of the asking site, 32 bytes. keys: message 2 as it was sent. opening: the secrets, 32 bytes
-      each: beta of each of U3, then sigma of each of U2 without U3. chunks: what `challenge` asks for, in its order.
+    Attributes: nonce: of the asking site, 32 bytes. keys: message 2 as it was sent. opening: graph and secrets.
+      chunks: what `challenge` asks for, in its order.
     """
 
     nonce: bytes
     keys: bytes = field(repr=False)
-    opening: Sequence[bytes] = field(repr=False)
+    opening: Opening
     chunks: Sequence[Chunk]
 
     def to_bytes(self) -> bytes:
         shown = b"".join(lp(chunk.to_bytes()) for chunk in self.chunks)
-        return lp(self.nonce) + lp(self.keys) + lp(b"".join(self.opening)) + shown
+        return lp(self.nonce) + lp(self.keys) + lp(self.opening.to_bytes()) + shown
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Audit:
         """Raises: MalformedMessage."""
         parts = fields(data)
-        if len(parts) < 3 or len(parts[0]) != NONCE_BYTES or len(parts[2]) % 32:
+        if len(parts) < 3 or len(parts[0]) != NONCE_BYTES:
             raise MalformedMessage(f"an audit has {len(parts)} fields")
-        opening = [parts[2][at : at + 32] for at in range(0, len(parts[2]), 32)]
-        return cls(parts[0], parts[1], opening, [Chunk.from_bytes(part) for part in parts[3:]])
+        return cls(parts[0], parts[1], Opening.from_bytes(parts[2]), [Chunk.from_bytes(part) for part in parts[3:]])
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Where leaf `index` of the sum lies: words [start, stop), and in the packed uploads."""
+    """Where leaf `index` lies: in the sum of which bucket, its words [start, stop), and in the packed uploads."""
 
+    bucket: int
     start: int
     stop: int
     offset: int  # of its first byte in the first of these leaves
@@ -152,11 +190,12 @@ class _Stretch:
     @classmethod
     def of(cls, receipt: Receipt, index: int) -> _Stretch:
         step = LEAF_BYTES // receipt.plan.coder.dtype.itemsize  # even, so packed words begin at a whole byte
+        bucket, index = divmod(index, _leaves_of_one(receipt))
         start, stop = index * step, min((index + 1) * step, receipt.words)
         first = start * receipt.plan.bits // 8
         length = packed_bytes(stop - start, receipt.plan.bits)
         covering = range(first // LEAF_BYTES, (first + length - 1) // LEAF_BYTES + 1)
-        return cls(start, stop, first - covering.start * LEAF_BYTES, length, covering)
+        return cls(bucket, start, stop, first - covering.start * LEAF_BYTES, length, covering)
 
 
 # The coordinator's side --------------------------------------------------------------------------------------------
@@ -167,14 +206,17 @@ def prove(
 ) -> Chunk:
     """Shows one leaf of the sum.
 
-    Args: sum_leaves, uploads: leaf hashes (`MerkleBuilder.leaves`) of the sum and, by site, of each masked vector.
+    Args: sum_leaves, uploads: leaf hashes (`MerkleBuilder.leaves`) of each bucket's sum, one after the other, and, by
+      site, of each masked vector.
     """
     size, pieces = packed_bytes(receipt.words, receipt.plan.bits), []
-    for site in receipt.u3:
-        for leaf in _Stretch.of(receipt, index).leaves:
+    stretch, one = _Stretch.of(receipt, index), _leaves_of_one(receipt)
+    for site, _, _ in summed(receipt)[stretch.bucket]:
+        for leaf in stretch.leaves:
             data = read(site, leaf * LEAF_BYTES, min(LEAF_BYTES, size - leaf * LEAF_BYTES))
             pieces.append((data, merkle.inclusion_proof(uploads[site], leaf)))
-    return Chunk(index, merkle.inclusion_proof(sum_leaves, index), pieces)
+    own = sum_leaves[stretch.bucket * one : (stretch.bucket + 1) * one]
+    return Chunk(index, merkle.inclusion_proof(own, index % one), pieces)
 
 
 # The asking site's side --------------------------------------------------------------------------------------------
@@ -182,9 +224,8 @@ def prove(
 
 def signed_roots(receipt: Receipt) -> Iterator[SignedRoot]:
     """What each survivor signed for its masked vector, put together from the receipt: to be verified by its key."""
-    u2 = derive.sharers_digest(receipt.ctx, receipt.h1, receipt.u2)
     for site, root, signature in receipt.uploads:
-        yield SignedRoot(receipt.ctx, receipt.h1, u2, receipt.words, receipt.plan.bits, site, root, signature)
+        yield SignedRoot(receipt.ctx, receipt.h1, receipt.h2, receipt.words, receipt.plan.bits, site, root, signature)
 
 
 def verify(audit: Audit, receipt: Receipt, roster: Roster) -> int:
@@ -224,27 +265,34 @@ def key_entries(keys: bytes, receipt: Receipt, roster: Roster) -> tuple[Keys, ..
     return message.entries
 
 
-def _seeds(opening: Sequence[bytes], receipt: Receipt, entries: Mapping[str, Keys]) -> list[Seed]:
-    """The masks that are left in the sum of the uploads, to be taken off; from secrets that fit the commitments."""
-    lost = [site for site in receipt.u2 if site not in receipt.u3]
-    if len(opening) != len(receipt.u2):
-        raise BadSum(f"round {receipt.plan.round}: {len(opening)} secrets of {len(receipt.u2)} were shown.")
-    seeds: list[Seed] = []
-    for site, shown in zip((*receipt.u3, *lost), opening, strict=True):
+def _seeds(opening: Opening, receipt: Receipt, entries: Mapping[str, Keys]) -> list[list[Seed]]:
+    """The masks that are left in the sum of each bucket's uploads, to be taken off; from secrets that fit the
+    commitments, along the graph that the sites signed for."""
+    lost, survivors = [site for site in receipt.u2 if site not in receipt.u3], frozenset(receipt.u3)
+    if len(opening.secrets) != len(receipt.u2):
+        raise BadSum(f"round {receipt.plan.round}: {len(opening.secrets)} secrets of {len(receipt.u2)} were shown.")
+    shown_digest = derive.sharers_digest(receipt.ctx, receipt.h1, opening.sharers)
+    if tuple(sharer.site for sharer in opening.sharers) != receipt.u2 or shown_digest != receipt.h2:
+        raise BadSum(f"round {receipt.plan.round}: U2, or who chose whom, is not what the sites signed for.")
+    graph = derive.round_graph(receipt.plan, receipt.u1, opening.sharers)
+    seeds: dict[str, list[Seed]] = {}
+    for site, shown in zip((*receipt.u3, *lost), opening.secrets, strict=True):
         secret, keys = _secret(shown, site), entries[site]
-        if site in receipt.u3:
+        if site in survivors:
             if derive.commitment(receipt.ctx, site, secret) != keys.commitment:
                 raise BadSum("the secret shown for this site's own mask is not the committed one", site=site)
-            seeds.append((derive.self_seed(secret, receipt.ctx, site), -1))
+            seeds[site] = [(derive.self_seed(secret, receipt.ctx, site), -1)]
             continue
         private = derive.mask_private_key(secret, receipt.ctx)
         if private.public_key().public_bytes_raw() != keys.mask:
             raise BadSum("the secret shown for this site's pair masks is not that of its public key", site=site)
-        for other in derive.neighbours(site, receipt.u3):
+        seeds[site] = []
+        for other in survivors.intersection(graph.partners(site)):
             shared = derive.exchange(private, entries[other].mask, other)
             pair = derive.pair_seed(shared, receipt.ctx, receipt.h1, site, other)
-            seeds.append((pair, -derive.pair_sign(other, site)))
-    return seeds
+            seeds[site].append((pair, -derive.pair_sign(other, site)))
+    buckets = partition(receipt.plan.query, receipt.u1, receipt.plan.buckets)
+    return [[seed for site in bucket for seed in seeds.get(site, ())] for bucket in buckets]
 
 
 def _secret(shown: bytes, site: str) -> int:
@@ -254,20 +302,20 @@ def _secret(shown: bytes, site: str) -> int:
         raise BadSum("a secret shown is no number below p", site=site) from None
 
 
-def _check_chunk(chunk: Chunk, receipt: Receipt, seeds: Sequence[Seed]) -> None:
+def _check_chunk(chunk: Chunk, receipt: Receipt, seeds: Sequence[Sequence[Seed]]) -> None:
     stretch, coder = _Stretch.of(receipt, chunk.index), receipt.plan.coder
-    wide = len(stretch.leaves)
-    if len(chunk.pieces) != wide * len(receipt.u3):
-        raise BadSum(f"{len(chunk.pieces)} pieces of {len(receipt.u3)} uploads were shown for one leaf of the sum")
+    wide, uploads, one = len(stretch.leaves), summed(receipt)[stretch.bucket], _leaves_of_one(receipt)
+    if len(chunk.pieces) != wide * len(uploads):
+        raise BadSum(f"{len(chunk.pieces)} pieces of {len(uploads)} uploads were shown for one leaf of the sum")
     part: npt.NDArray[Any] = np.zeros(stretch.stop - stretch.start, coder.dtype)
-    for place, upload in enumerate(receipt.uploads):
+    for place, upload in enumerate(uploads):
         pieces = chunk.pieces[place * wide : (place + 1) * wide]
         data = _proven(pieces, stretch.leaves, receipt, upload.root, upload.site)
         part += unpack(data[stretch.offset : stretch.offset + stretch.length], len(part), receipt.plan.bits)
-    apply_masks(part, seeds, start=stretch.start)
+    apply_masks(part, seeds[stretch.bucket], start=stretch.start)
     reduce(part, receipt.plan.bits)
     leaf = merkle.leaf_hash(part.astype(coder.dtype.newbyteorder("<"), copy=False).view(np.uint8).data)
-    if not merkle.verify_inclusion(leaf, chunk.index, leaves(receipt), chunk.path, receipt.sum_root):
+    if not merkle.verify_inclusion(leaf, chunk.index % one, one, chunk.path, receipt.sum_roots[stretch.bucket]):
         raise BadSum(
             f"round {receipt.plan.round}: words {stretch.start} to {stretch.stop} of the sum are not the sum of what"
             " the survivors signed for.",

@@ -18,6 +18,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from cloister.seal.labels import PARTITION, PLACE, h
+from cloister.seal.threshold import threshold
 from cloister.vector.errors import TooFewSites
 
 MIN_BUCKET = 5  # sites: so that two that collude and one that drops out leave a sum of two others
@@ -38,6 +39,11 @@ def check_buckets(buckets: int, sites: int, assume_colluders: int = 0) -> None:
             f" it takes {fewest}.",
             mend=f"Use at most {most} buckets, or more sites." if most > 1 else "Use no buckets, or more sites.",
         )
+
+
+def fewest_survivors(sites: int, buckets: int) -> int:
+    """The `min_survivors` of a plan: a threshold of all, or, so that a dropout voids nothing, most of a bucket."""
+    return threshold(sites) if buckets == 1 else sites // buckets // 2 + 1
 
 
 @lru_cache(maxsize=16)

@@ -23,6 +23,8 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.seal import derive, labels, shamir
+from cloister.seal.buckets import check_buckets, partition
+from cloister.seal.graph import draw, mark
 from cloister.seal.identity import Identity, Randomness
 from cloister.seal.log import Agreement, LogView, origin_of
 from cloister.seal.masks import apply_masks, pack, reduce
@@ -37,6 +39,7 @@ from cloister.seal.messages import (
     Keys,
     Masked,
     Open,
+    Sharer,
     Shares,
     SignedRoot,
     Survivors,
@@ -65,6 +68,8 @@ from cloister.vector.errors import (
     UnexpectedMessage,
 )
 from cloister.vector.layout import Words
+
+Buckets = Sequence[Sequence[str]]
 
 # Two different ones in one round prove that the coordinator told two stories.
 SECOND_STORY: dict[str, tuple[type[PeerError], str]] = {
@@ -129,8 +134,9 @@ class SealClient:
         self._own: Keys
         self._channel: X25519PrivateKey | None = None  # None again once all channel keys are derived
         self._sigma = self._beta = 0
+        self._keys: dict[str, Keys] = {}  # of U1
         self._inbound: dict[str, bytes] = {}  # channel keys by sender
-        self._pairs: dict[str, bytes] = {}  # pair seeds by neighbour
+        self._pairs: dict[str, bytes] = {}  # pair seeds by partner
         self._shares: dict[str, tuple[int, int]] = {}  # by owner: its shares of (beta, sigma)
 
     def __repr__(self) -> str:
@@ -239,12 +245,16 @@ class SealClient:
         if isinstance(message, Ciphertexts | Survivors) and message.h1 != self._h1:
             raise ContextMismatch(f"a {message.LABEL!r} that rests on another list of keys than this site was shown")
 
-    def _enough(self, sites: Collection[str], what: str) -> None:
-        required = max(self.plan.threshold, self.plan.min_survivors, self._min_survivors, self._colluders + 2)
-        if len(sites) < required:
+    def _enough(self, sites: Collection[str], buckets: Buckets, what: str) -> None:
+        """Enough to open secrets, and in each sum that opens enough for this site's own rules."""
+        least = max(self.plan.min_survivors, self._min_survivors, self._colluders + 2)
+        fewest = min(len(set(bucket) & set(sites)) for bucket in buckets)
+        if len(sites) < self.plan.threshold or fewest < least:
+            required = max(self.plan.threshold, least) if len(buckets) == 1 else self.plan.threshold
+            bucket = f", {least} in each bucket; one has {fewest}" if len(buckets) > 1 else ""
             raise TooFewSurvivors(
                 f"round {self.plan.round}: {len(sites)} of {len(self.plan.sites)} sites {what}, this site requires"
-                f" {required}. Nothing was opened."
+                f" {required}{bucket}. Nothing was opened."
             )
 
     def _key_list(self, data: bytes) -> bytes:
@@ -259,24 +269,29 @@ class SealClient:
             raise KeyListConflict("the list of keys omits or alters this site's own", site=self.site)
         if len({key for entry in entries for key in (entry.channel, entry.mask)}) != 2 * len(entries):
             raise KeyListConflict("a public key is in the list of keys twice")
-        self._enough(sites, "sent keys")
+        for entry in entries:
+            derive.check_public(entry.channel, entry.site)
+            derive.check_public(entry.mask, entry.site)
+        check_buckets(self.plan.buckets, len(sites), self._colluders)
+        buckets = partition(self.plan.query, sites, self.plan.buckets)
+        self._enough(sites, buckets, "sent keys")
         log = self._one_log(message)
-        h1 = derive.key_list_digest(self._context, entries)
-        dealt = self._deal(sites)
-        inbound, pairs, ciphertexts = {}, {}, []
-        mask, keys_of = derive.mask_private_key(self._sigma, self._context), {entry.site: entry for entry in entries}
+        h1, keys_of = derive.key_list_digest(self._context, entries), {entry.site: entry for entry in entries}
+        degree = derive.round_degree(self.plan, sites)
+        chosen = draw(self.site, sites, degree.chosen, self._randomness)
+        dealt = self._deal(chosen, degree.threshold)
         assert self._channel is not None
-        for other in derive.neighbours(self.site, sites):
+        inbound, ciphertexts = {}, []
+        for other in derive.neighbours(self.site, chosen):
             shared = derive.exchange(self._channel, keys_of[other].channel, other)
             inbound[other] = derive.channel_key(shared, h1, other, self.site)
             outbound = derive.channel_key(shared, h1, self.site, other)
             ciphertexts.append(derive.encrypt_shares(outbound, self._context, h1, self.site, other, *dealt[other]))
-            pair = derive.exchange(mask, keys_of[other].mask, other)
-            pairs[other] = derive.pair_seed(pair, self._context, h1, self.site, other)
-        answer = Shares(self._context, h1, self.site, tuple(ciphertexts)).signed(self._identity).to_bytes()
-        self._u1, self._h1, self.log = sites, h1, log
-        self._inbound, self._pairs, self._shares = inbound, pairs, {self.site: dealt[self.site]}
-        self._channel, self._sigma = None, 0  # all that they are for has been derived from them
+        bitmap = mark(chosen, sites)
+        answer = Shares(self._context, h1, self.site, bitmap, tuple(ciphertexts)).signed(self._identity).to_bytes()
+        self._u1, self._buckets, self._h1, self.log = sites, buckets, h1, log
+        self._keys, self._chosen = keys_of, bitmap
+        self._inbound, self._shares = inbound, {self.site: dealt[self.site]} if self.site in dealt else {}
         return answer
 
     def _one_log(self, message: KeyList) -> LogView:
@@ -288,12 +303,11 @@ class SealClient:
             raise StaleReceipt("sites carry checkpoints of the log, and the coordinator shows none.")
         return self.log
 
-    def _deal(self, sites: Sequence[str]) -> dict[str, tuple[int, int]]:
+    def _deal(self, holders: Sequence[str], threshold: int) -> dict[str, tuple[int, int]]:
         """Shares of (beta, sigma) for each holder."""
-        holders = derive.circle(self.site, sites)
         points = range(1, len(holders) + 1)
-        betas = shamir.split(self._beta, self.plan.threshold, points, self._randomness)
-        sigmas = shamir.split(self._sigma, self.plan.threshold, points, self._randomness)
+        betas = shamir.split(self._beta, threshold, points, self._randomness)
+        sigmas = shamir.split(self._sigma, threshold, points, self._randomness)
         return dict(zip(holders, zip(betas, sigmas, strict=True), strict=True))
 
     def _ciphertexts(self, data: bytes) -> None:
@@ -301,22 +315,41 @@ class SealClient:
         self._check(message)
         if message.recipient != self.site:
             raise UnexpectedMessage(f"ciphertexts for {message.recipient!r}", site=self.site)
-        if self.site not in message.sites or not set(message.sites) <= set(self._u1):
-            raise SurvivorSetConflict("U2 omits this site, or is not part of U1", site=self.site)
-        self._enough(message.sites, "shared their secrets")
-        senders = derive.neighbours(self.site, message.sites)
+        if not set(message.sites) <= set(self._u1) or Sharer(self.site, self._chosen) not in message.sharers:
+            raise SurvivorSetConflict(
+                "U2 omits this site, alters whom it chose, or is not part of U1", site=self.site
+            )
+        self._enough(message.sites, self._buckets, "shared their secrets")
+        graph = derive.round_graph(self.plan, self._u1, message.sharers)
+        senders = derive.neighbours(self.site, graph.owners(self.site))
         if len(senders) != len(message.ciphertexts):
             raise MalformedMessage(f"{len(message.ciphertexts)} ciphertexts from {len(senders)} sites")
         shares = {
             sender: derive.decrypt_shares(
-                self._inbound[sender], self._context, self._h1, sender, self.site, ciphertext
+                self._inbound_key(sender), self._context, self._h1, sender, self.site, ciphertext
             )
             for sender, ciphertext in zip(senders, message.ciphertexts, strict=True)
         }
+        mask = derive.mask_private_key(self._sigma, self._context)
+        self._pairs = {
+            other: derive.pair_seed(
+                derive.exchange(mask, self._keys[other].mask, other), self._context, self._h1, self.site, other
+            )
+            for other in graph.partners(self.site)
+        }
         self._u2 = message.sites
-        self._u2_digest = derive.sharers_digest(self._context, self._h1, self._u2)
+        self._u2_digest = derive.sharers_digest(self._context, self._h1, message.sharers)
         self._shares |= shares
-        self._inbound = {}
+        self._inbound, self._keys = {}, {}
+        self._channel, self._sigma = None, 0  # all that they are for has been derived from them
+
+    def _inbound_key(self, sender: str) -> bytes:
+        """What `sender` encrypted its shares with: known already if this site chose it too."""
+        if sender in self._inbound:
+            return self._inbound[sender]
+        assert self._channel is not None
+        shared = derive.exchange(self._channel, self._keys[sender].channel, sender)
+        return derive.channel_key(shared, self._h1, sender, self.site)
 
     # 5 ------------------------------------------------------------------------------------------------------------
 
@@ -335,8 +368,7 @@ class SealClient:
         if plan.bits < 32 and int(words.max()) >> plan.bits:
             raise LayoutError(f"a word does not fit {plan.bits} bits")
         seeds = [(derive.self_seed(self._beta, self._context, self.site), 1)]
-        for other in derive.neighbours(self.site, self._u2):
-            seeds.append((self._pairs[other], derive.pair_sign(self.site, other)))
+        seeds += [(seed, derive.pair_sign(self.site, other)) for other, seed in self._pairs.items()]
         masked = words.copy()
         apply_masks(masked, seeds)
         reduce(masked, plan.bits)
@@ -364,12 +396,13 @@ class SealClient:
             raise SurvivorSetConflict(f"survivors that never shared secrets: {sorted(set(sites) - set(self._u2))}")
         if self._upload not in entries:
             raise SurvivorSetConflict("the survivors omit this site, or alter what it signed", site=self.site)
-        self._enough(sites, "survived")
+        self._enough(sites, self._buckets, "survived")
         for entry in entries:
             entry.verify(self._roster.key_of(entry.site, "site"))
         u3_digest = derive.survivors_digest(self._context, self._h1, self._u2_digest, entries)
         answer = Consistent(self._context, u3_digest, self.site).signed(self._identity).to_bytes()
-        names, run = derive.survivor_names_digest(sites), self.plan.run.hex()
+        kept = [[site for site in bucket if site in sites] for bucket in self._buckets]
+        names, run = derive.survivor_names_digest(kept), self.plan.run.hex()
         self._journal.once(f"{run}/after/{self._last_receipt.hex()}/survivors", names)
         self._journal.once(f"{run}/query/{self.plan.query.hex()}/survivors", names)
         self._once("survivors", u3_digest)
@@ -389,8 +422,7 @@ class SealClient:
             )
         for entry in message.entries:
             entry.verify(self._roster.key_of(entry.site, "site"), entry.site)
-        owners = derive.circle(self.site, self._u2)
-        released = [self._shares[owner][0 if owner in self._u3 else 1] for owner in owners]
+        released = [self._shares[owner][0 if owner in self._u3 else 1] for owner in sorted(self._shares)]
         shares = tuple(shamir.to_bytes(share) for share in released)
         answer = Unmask(self._context, self._u3_digest, self.site, shares).signed(self._identity).to_bytes()
         self._once("unmask", digest(answer))
@@ -402,8 +434,9 @@ class SealClient:
         if receipt.ctx != self._context or receipt.plan.body != self.plan.body:
             raise ContextMismatch("a receipt of another round or plan")
         receipt.check_follows(self.plan.run, self._last_round, self._last_receipt)
-        seen = (self._roster.digest, self._h1, self._u1, self._u2, self._u3, self._consistency_digest)
-        if seen != (receipt.roster, receipt.h1, receipt.u1, receipt.u2, receipt.u3, receipt.consistency):
+        digests = (self._roster.digest, self._h1, self._u2_digest, self._consistency_digest)
+        told = (receipt.roster, receipt.h1, receipt.h2, receipt.consistency)
+        if digests != told or (self._u1, self._u2, self._u3) != (receipt.u1, receipt.u2, receipt.u3):
             raise StaleReceipt(f"the receipt of round {self.plan.round} tells another story than this site saw.")
         signed = [(each.site, each.root, each.signature) for each in receipt.uploads]
         if signed != [(each.site, each.root, each.signature) for each in self._uploads]:

@@ -1,11 +1,11 @@
-"""What follows from a round's secrets and lists: seeds, keys, digests, and who neighbours whom (docs/protocol.md).
+"""What follows from a round's secrets and lists: seeds, keys, digests, and the graph (docs/protocol.md).
 
 Site and coordinator derive the same things from the same bytes, so the derivations stand here once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -14,23 +14,46 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cloister.seal import labels, shamir
+from cloister.seal.buckets import partition
+from cloister.seal.graph import Degree, Graph, degree, mark
 from cloister.seal.labels import h, lp
-from cloister.seal.messages import Keys, SignedRoot
+from cloister.seal.messages import Keys, Sharer, SignedRoot
 from cloister.seal.plan import Plan
 from cloister.vector.errors import BadCiphertext, BadShare, KeyListConflict
 
-PROBE = bytes(range(32))  # any private key shows whether a public one is of low order
 NONCE = bytes(12)  # every channel key encrypts exactly one message, so the zero nonce is never used twice
 
 
+# Encodings of the points of low order and of their non-canonical twins, without the top bit, which is ignored (RFC
+# 7748, section 7; the list is that of libsodium): any exchange with one of them gives zero.
+LOW_ORDER = frozenset(
+    [value.to_bytes(32, "little") for value in (0, 1, shamir.P - 1, shamir.P, shamir.P + 1)]
+    + [
+        bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+        bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+    ]
+)
+
+
 def neighbours(site: str, sites: Iterable[str]) -> list[str]:
-    """Whom of `sites` a site shares masks and secrets with, ascending: in the complete graph all the others."""
+    """The others, ascending."""
     return sorted(other for other in sites if other != site)
 
 
-def circle(owner: str, sites: Iterable[str]) -> list[str]:
-    """Who holds shares of `owner`'s secrets, ascending: its neighbours and itself. The first has the point 1."""
-    return sorted([owner, *neighbours(owner, sites)])
+def round_graph(plan: Plan, sites: tuple[str, ...], sharers: Iterable[Sharer]) -> Graph:
+    """Args: sites: U1. sharers: U2. Raises: MalformedMessage: a site chose as no site may."""
+    buckets = partition(plan.query, sites, plan.buckets)
+    return Graph(sites, buckets, round_degree(plan, sites), {sharer.site: sharer.chosen for sharer in sharers})
+
+
+def complete_sharers(u1: Sequence[str], u2: Iterable[str]) -> tuple[Sharer, ...]:
+    """U2 in the complete graph, where everybody chose all of U1."""
+    return tuple(Sharer(site, mark(u1, u1)) for site in u2)
+
+
+def round_degree(plan: Plan, sites: Collection[str]) -> Degree:
+    """How many sites each of U1 chooses, and how many of them recover its secrets."""
+    return degree(plan.graph, len(sites), len(plan.sites), plan.threshold)
 
 
 def round_context(plan: Plan, roster: bytes, receipt: bytes) -> bytes:
@@ -55,9 +78,10 @@ def key_list_digest(context: bytes, entries: Sequence[Keys]) -> bytes:
     return h(labels.U1, context, *(entry.entry() for entry in entries))
 
 
-def sharers_digest(context: bytes, h1: bytes, sites: Iterable[str]) -> bytes:
-    """H(U2), over the ascending names."""
-    return h(labels.U2, context, h1, *(site.encode("ascii") for site in sites))
+def sharers_digest(context: bytes, h1: bytes, sharers: Iterable[Sharer]) -> bytes:
+    """h2: who is in U2, and who chose whom."""
+    fields = [part for sharer in sharers for part in (sharer.site.encode("ascii"), sharer.chosen)]
+    return h(labels.U2, context, h1, *fields)
 
 
 def survivors_digest(context: bytes, h1: bytes, u2: bytes, entries: Sequence[SignedRoot]) -> bytes:
@@ -66,9 +90,10 @@ def survivors_digest(context: bytes, h1: bytes, u2: bytes, entries: Sequence[Sig
     return h(labels.U3, context, h1, u2, *fields)
 
 
-def survivor_names_digest(sites: Iterable[str]) -> bytes:
-    """Names a survivor set over several rounds, for the rule that one query is only ever summed over one set."""
-    return h(labels.SURVIVOR_NAMES, *(site.encode("ascii") for site in sites))
+def survivor_names_digest(buckets: Iterable[Iterable[str]]) -> bytes:
+    """Names the survivors of each bucket over several rounds: one query is only ever summed over one survivor set."""
+    listed = [[lp(site.encode("ascii")) for site in bucket] for bucket in buckets]
+    return h(labels.SURVIVOR_NAMES, *(len(names).to_bytes(4, "big") + b"".join(names) for names in listed))
 
 
 def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
@@ -102,7 +127,8 @@ def exchange(private: X25519PrivateKey, public: bytes, site: str) -> bytes:
 
 def check_public(public: bytes, site: str) -> None:
     """Raises: KeyListConflict: a key of low order, which makes every exchange with it zero."""
-    exchange(X25519PrivateKey.from_private_bytes(PROBE), public, site)
+    if public[:31] + bytes([public[31] & 0x7F]) in LOW_ORDER:
+        raise KeyListConflict("a public key of low order", site=site)
 
 
 def pair_seed(shared: bytes, context: bytes, h1: bytes, one: str, other: str) -> bytes:

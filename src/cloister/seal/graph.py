@@ -1,25 +1,37 @@
-"""The graph above 128 sites: each site masks and shares with about 2k others, so a round costs O(k) a site, not O(n).
+"""Who holds shares of whose secrets, and who masks with whom: everybody, or above 128 sites a random sparse graph.
 
 Bell et al. 2020 (ePrint 2020/704, section 4, malicious variant). After the key list is fixed each site itself draws k
 *chosen* neighbours, uniformly, with its own randomness: the coordinator has no part in it and cannot bias it. The
 site shares its two secrets with its chosen ones only (any t of the k recover them) and masks with its chosen ones and
-with those that chose it, whom it knows by the ciphertexts of message 4. Survivors are still agreed on by all: the
-consistency signatures stay global, at 64 bytes each.
+with those that chose it. So a round costs O(k) masks and shares a site, not O(n). In the complete graph everybody
+chooses everybody, itself included.
+
+What is agreed by all sites stays global: message 4 names every site's chosen ones, the digest h2 that each site signs
+its vector for covers them, and the consistency signatures are a threshold T of the whole cohort, 2T > n + c. So all
+honest survivors masked along one graph, and release shares for one survivor set.
 
 (k, t) follow from the number of sites and two assumed fractions, by exact hypergeometric tails. Every site computes
-them itself; they are never read from the coordinator. With c corrupt of n sites, c <= corrupt * n:
+them itself; they are never read from the coordinator. Of the n sites of the key list at most c are corrupt, fixed
+before the draw; c follows from the whole cohort, since a coordinator may keep honest sites out of the list.
 
   secrecy       except with 2**-40: no site has so many corrupt ones among its k that both its secrets could be
-                had, 2t > k + corrupt neighbours; and no honest set S is cut off (below).
+                had even if each honest one answered either story, 2t > k + corrupt neighbours (with one survivor set
+                for all, corrupt < t would do); and except with 2**-40 one sum opens at most, and it is over more
+                than half of the n sites (below).
   correctness   except with 2**-30: when dropout * n sites chosen without knowledge of the graph vanish, every
                 site keeps t of its k.
 
-Why nobody is cut off, whomever the coordinator *says* dropped out, after it has seen the graph: it learns the sum
-over a set S only if all masks between S and the other honest survivors are off. None of these comes off for a pair of
-survivors. To take a member's own mask off it needs t of that member's chosen ones, all survivors, and each honest one
-of them shares a mask with it, so lies in S: every member of S has t chosen neighbours in S or corrupt. For a fixed S
-of s sites that has the chance tail(n - 1, c + s - 1, k, t)**s, whatever dropped out; summed over all S up to half of
-the honest sites (one side of a cut is no larger) it must stay under 2**-40.
+Why no smaller sum opens, whomever the coordinator *says* dropped out, after it has seen the graph: to open a sum over
+a set S of honest survivors, the own masks of all members must come off, and no mask may be left between S and another
+honest survivor, since these never come off. A member's own mask takes shares of t of its chosen ones; those of them
+that are honest answer only as survivors, and share a mask with it, so they lie in S: every member of S has t chosen
+ones in S or corrupt. For a fixed S of s sites that has the chance tail(n - 1, c + s - 1, k, t)**s at most, whatever
+dropped out, as every member draws by itself. Summed over all sets of up to n / 2 sites (`cut_bits`) it must stay
+under 2**-40: then every S that opens is larger. Two different ones would fall into disjoint sets that open as well,
+of which only one can be larger. So at most one sum opens.
+
+A lying coordinator can still leave a site out of that sum, by saying that all its honest neighbours dropped out: its
+own mask then stays on for good, and nothing of it is seen.
 
 In messages 3 and 4 the chosen are a bitmap over the sites of the key list: bit i % 8 of byte i // 8 is site number i.
 """
@@ -28,6 +40,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
@@ -44,8 +57,12 @@ LEAST_CORRUPT = 50  # per mille: a plan that assumes fewer corrupt sites than 5%
 NAME = re.compile(r"sparse-(\d{1,3})-(\d{1,3})")
 
 
+COMPLETE = "complete"
+MAX_COMPLETE = 128  # sites up to which the complete graph is the default: it deals n**2 shares
+
+
 class Degree(NamedTuple):
-    """chosen: k, the neighbours that each site draws. threshold: t, how many of them recover its secrets."""
+    """chosen: k, the sites that each site chooses. threshold: t, how many of them recover its secrets."""
 
     chosen: int
     threshold: int
@@ -83,9 +100,12 @@ class Sparse:
         """How many of `sites` may be corrupt: rounded up."""
         return -(-sites * self.corrupt // PER_MILLE)
 
-    def degree(self, sites: int) -> Degree:
-        """(k, t) for this many sites in the key list. Raises: PlanRefused: only the complete graph would do."""
-        return _degree(sites, self.corrupt_of(sites), -(-sites * self.dropout // PER_MILLE))
+    def degree(self, sites: int, cohort: int) -> Degree:
+        """(k, t) for this many sites in the key list of this large a cohort.
+
+        Raises: PlanRefused: only the complete graph would do.
+        """
+        return _degree(sites, self.corrupt_of(cohort), -(-sites * self.dropout // PER_MILLE))
 
     def check(self, sites: int, assume_colluders: int) -> None:
         """A site's own check of the graph that a plan names. Raises: ThresholdTooLow: it assumes too few corrupt."""
@@ -96,9 +116,34 @@ class Sparse:
             )
 
 
+DEFAULT = Sparse(corrupt=100, dropout=100)
+
+
+def default_graph(sites: int) -> str:
+    """The graph's name in the plan of a cohort of this size."""
+    return COMPLETE if sites <= MAX_COMPLETE else DEFAULT.name
+
+
+def check_graph(name: str, sites: int, assume_colluders: int) -> None:
+    """A site's own check. Raises: PlanRefused: no graph. ThresholdTooLow: it withstands too few corrupt sites."""
+    if name != COMPLETE:
+        Sparse.from_name(name).check(sites, assume_colluders)
+
+
+def degree(name: str, sites: int, cohort: int, threshold: int) -> Degree:
+    """(k, t) of the plan's graph over a key list of `sites`; where no sparse one would do, the complete one's.
+
+    Args: threshold: the plan's: t of the complete graph.
+    """
+    if name != COMPLETE:
+        with suppress(PlanRefused):
+            return Sparse.from_name(name).degree(sites, cohort)
+    return Degree(sites, threshold)
+
+
 @lru_cache(maxsize=64)
 def _degree(sites: int, corrupt: int, dropout: int) -> Degree:
-    for k in range(2, sites - 1, 2):
+    for k in range(2, sites - 1, 2):  # always some are left out, so k == sites means the complete graph
         t = _least_threshold(sites, corrupt, k)
         if t <= k and _keeps(sites, dropout, k, t) and cut_bits(sites, corrupt, Degree(k, t)) <= -SECRECY_BITS:
             return Degree(k, t)
@@ -139,9 +184,10 @@ def _keeps(sites: int, dropout: int, k: int, t: int) -> bool:
 
 
 def cut_bits(sites: int, corrupt: int, degree: Degree) -> float:
-    """log2 of (a bound on) the chance that some set of honest sites can be cut off; see the module's proof.
+    """log2 of (a bound on) the chance that a sum over half of the sites or fewer can open; see the module's proof.
 
-    In floating point, which carries some ten digits here: the bound lies far below what is required.
+    Sets that hold corrupt sites are counted as well, so it holds for every number of corrupt ones up to `corrupt`. In
+    floating point, which carries some ten digits here: the bound lies far below what is required.
     """
     k, t = degree
     factorials = np.concatenate([[0.0], np.cumsum(np.log2(np.arange(1, sites + 1)))])
@@ -151,21 +197,22 @@ def cut_bits(sites: int, corrupt: int, degree: Degree) -> float:
         n, m = np.where(inside, n, 0), np.where(inside, m, 0)
         return np.where(inside, factorials[n] - factorials[m] - factorials[n - m], -np.inf)
 
-    honest = np.array(sites - corrupt)
-    size = np.arange(1, int(honest) // 2 + 1)
-    inside = (size - 1 + corrupt)[:, None]  # of S or corrupt, and not the member itself
+    size = np.arange(1, sites // 2 + 1)
+    inside = np.minimum(size - 1 + corrupt, sites - 1)[:, None]  # of S or corrupt, and not the member itself
     drawn = np.arange(t, k + 1)[None, :]
     terms = choose(inside, drawn) + choose(sites - 1 - inside, k - drawn)
     member = np.logaddexp2.reduce(terms, axis=1) - choose(np.array(sites - 1), np.array(k))
-    return float(np.logaddexp2.reduce(choose(honest, size) + size * member))
+    return float(np.logaddexp2.reduce(choose(np.array(sites), size) + size * member))
 
 
 def draw(site: str, sites: Sequence[str], k: int, randomness: Randomness) -> tuple[str, ...]:
-    """The k neighbours that `site` chooses from the others, uniformly among all such sets; ascending.
+    """The k sites that `site` chooses from the others, uniformly among all such sets; ascending. Of n it chooses all.
 
     Args: sites: of the key list, itself included. randomness: the site's own.
     """
-    others = sorted(other for other in sites if other != site)
+    if k == len(sites):
+        return tuple(sites)
+    others = [other for other in sites if other != site]
     for i in range(k):  # Fisher and Yates, k steps of it
         j = i + _below(len(others) - i, randomness)
         others[i], others[j] = others[j], others[i]
@@ -186,19 +233,47 @@ def mark(chosen: Collection[str], sites: Sequence[str]) -> bytes:
     return bits.to_bytes(-(-len(sites) // 8), "little")
 
 
-def marked(bitmap: bytes, sites: Sequence[str]) -> tuple[str, ...]:
-    """Undoes `mark`, in the order of `sites`. Raises: MalformedMessage: another length, or a bit beyond the last."""
+def check_choice(bitmap: bytes, site: str, sites: Sequence[str], k: int) -> int:
+    """The bits of a choice as one number, where it is one that `site` may draw.
+
+    Raises: MalformedMessage: another length or number of sites, or the site itself among some of the others.
+    """
     bits = int.from_bytes(bitmap, "little")
-    if len(bitmap) != -(-len(sites) // 8) or bits >> len(sites):
-        raise MalformedMessage(f"a bitmap of {len(bitmap)} bytes over {len(sites)} sites")
-    return tuple(site for place, site in enumerate(sites) if bits >> place & 1)
+    own = bits >> sites.index(site) & 1
+    if len(bitmap) != -(-len(sites) // 8) or bits >> len(sites) or bits.bit_count() != k or own != (k == len(sites)):
+        raise MalformedMessage(f"a choice of {bits.bit_count()} of {len(sites)} sites, not of {k} others", site=site)
+    return bits
 
 
-def choosers(site: str, chosen: Mapping[str, Collection[str]]) -> tuple[str, ...]:
-    """Who chose `site`, ascending; these share their secrets with it. Args: chosen: by site, of those that shared."""
-    return tuple(sorted(other for other, theirs in chosen.items() if site in theirs))
+class Graph:
+    """One round's, once it is known who chose whom. All lists are ascending.
 
+    Args: sites: of the key list. buckets: of the same: within a bucket of several, everybody masks with everybody, as
+      the sums open apart. degree: of the graph. chosen: by sharer (U2), its bitmap.
+    Raises: MalformedMessage: a bitmap that its site may not draw.
+    """
 
-def partners(chosen: Collection[str], choosers: Collection[str], sharers: Collection[str]) -> tuple[str, ...]:
-    """With whom a site shares a mask, ascending: those it chose and those that chose it, as far as they are in U2."""
-    return tuple(sorted((set(chosen) | set(choosers)) & set(sharers)))
+    def __init__(
+        self, sites: Sequence[str], buckets: Sequence[Sequence[str]], degree: Degree, chosen: Mapping[str, bytes]
+    ) -> None:
+        self.degree, self._sites = degree, sites
+        self._place = {site: place for place, site in enumerate(sites)}
+        self._bits = {site: check_choice(chosen[site], site, sites, degree.chosen) for site in sorted(chosen)}
+        self._bucket = {site: bucket for bucket in buckets for site in bucket} if len(buckets) > 1 else {}
+
+    def holders(self, owner: str) -> tuple[str, ...]:
+        """Who holds shares of its secrets: the first has the point 1."""
+        bits = self._bits[owner]
+        return tuple(site for place, site in enumerate(self._sites) if bits >> place & 1)
+
+    def owners(self, holder: str) -> tuple[str, ...]:
+        """Whose shares it holds: those of U2 that chose it."""
+        place = self._place[holder]
+        return tuple(owner for owner, bits in self._bits.items() if bits >> place & 1)
+
+    def partners(self, site: str) -> tuple[str, ...]:
+        """With whom of U2 it shares a mask: those it chose and those that chose it; in buckets, all of its own."""
+        if self._bucket:
+            return tuple(other for other in self._bucket[site] if other in self._bits and other != site)
+        around = set(self.holders(site)) | set(self.owners(site))
+        return tuple(other for other in self._bits if other in around and other != site)

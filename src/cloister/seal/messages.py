@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 from cloister.seal import labels
 from cloister.seal.identity import SIGNATURE_BYTES, Identity, verify
@@ -29,6 +29,7 @@ MAX_PLAN_BYTES = 1 << 20  # a plan names a layout and a cohort; a longer one is 
 PART_BYTES = 1 << 22  # a masked vector travels in parts of 4 MiB, as S3 takes them from 5 MiB and browsers from 1
 CIPHERTEXT_BYTES = 32 + 32 + 16  # two shares and the tag
 MAX_CHECKPOINT_BYTES = 512  # a head of the log with the coordinator's signature alone has some 300
+MAX_BITMAP_BYTES = 1 << 13  # over more sites than any plan may have
 MAX_AGREEMENT_BYTES = 1 << 22  # a consistency proof from the heads of all sites: 4 KiB each, most are the same
 
 Read = TypeVar("Read")
@@ -215,43 +216,73 @@ class KeyList(Message):
 
 @dataclass(frozen=True)
 class Shares(Message):
-    """3. Site to coordinator: its two secrets in shares, one ciphertext for each neighbour in ascending order."""
+    """3. Site to coordinator: whom it chose, and its two secrets in shares: a ciphertext for each of them, ascending.
+
+    It keeps its own share, where it chose itself.
+    """
 
     LABEL = labels.SHARES
     h1: bytes
     site: str
+    chosen: bytes  # a bitmap over the sites of the key list (see `graph`)
     ciphertexts: tuple[bytes, ...]
 
     def body(self) -> bytes:
-        return self.context + self.h1 + _name(self.site) + _count(self.ciphertexts)
+        return self.context + self.h1 + _name(self.site) + lp(self.chosen) + _count(self.ciphertexts)
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
-        context, h1, site = reader.take(32), reader.take(32), reader.name()
+        context, h1, site, chosen = reader.take(32), reader.take(32), reader.name(), reader.prefixed(MAX_BITMAP_BYTES)
         ciphertexts = reader.many(lambda: reader.take(CIPHERTEXT_BYTES))
-        return cls(context, h1, site, ciphertexts, signature=reader.take(SIGNATURE_BYTES))
+        return cls(context, h1, site, chosen, ciphertexts, signature=reader.take(SIGNATURE_BYTES))
+
+
+class Sharer(NamedTuple):
+    """A site of U2, and the bitmap of those it chose."""
+
+    site: str
+    chosen: bytes
+
+
+def write_sharers(sharers: Iterable[Sharer]) -> bytes:
+    """U2 and who chose whom, as in message 4 and in an audit."""
+    return _count(_name(site) + lp(chosen) for site, chosen in sharers)
+
+
+def read_sharers(reader: Reader) -> tuple[Sharer, ...]:
+    """Undoes `write_sharers`. Raises: MalformedMessage."""
+
+    def read() -> Sharer:
+        return Sharer(reader.name(), reader.prefixed(MAX_BITMAP_BYTES))
+
+    return reader.names(read, lambda sharer: sharer.site)
 
 
 @dataclass(frozen=True)
 class Ciphertexts(Message):
-    """4. Coordinator to each of U2: who is in U2, and what its neighbours there encrypted to it, in their order."""
+    """4. Coordinator to each of U2: who is in U2 and chose whom, and what those that chose it encrypted to it."""
 
     LABEL = labels.CIPHERTEXTS
     h1: bytes
     recipient: str
-    sites: tuple[str, ...]  # U2
+    sharers: tuple[Sharer, ...]  # U2
     ciphertexts: tuple[bytes, ...]
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """U2."""
+        return tuple(sharer.site for sharer in self.sharers)
+
     def body(self) -> bytes:
-        names = _count(_name(site) for site in self.sites)
-        return self.context + self.h1 + _name(self.recipient) + names + _count(self.ciphertexts)
+        sharers = write_sharers(self.sharers)
+        return self.context + self.h1 + _name(self.recipient) + sharers + _count(self.ciphertexts)
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
         context, h1, recipient = reader.take(32), reader.take(32), reader.name()
-        sites = reader.names(reader.name, lambda site: site)
+        sharers = read_sharers(reader)
         ciphertexts = reader.many(lambda: reader.take(CIPHERTEXT_BYTES))
-        return cls(context, h1, recipient, sites, ciphertexts, signature=reader.take(SIGNATURE_BYTES))
+        return cls(context, h1, recipient, sharers, ciphertexts, signature=reader.take(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -389,7 +420,7 @@ class Consistency(Message):
 
 @dataclass(frozen=True)
 class Unmask(Message):
-    """9. Site to coordinator: one share for each of U2 that it neighbours, itself included, in ascending order.
+    """9. Site to coordinator: one share for each of U2 that chose it, in ascending order.
 
     Of a survivor it is the share of beta (its own mask), of one that dropped out that of sigma (its pair masks). The
     format has room for one share a site, so nobody can be asked for both.

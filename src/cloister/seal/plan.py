@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from cloister.seal.buckets import check_buckets
+from cloister.seal.graph import COMPLETE, Sparse, check_graph
 from cloister.seal.roster import ID, Roster
 from cloister.seal.threshold import colluders_tolerated, threshold
 from cloister.vector.bundle import canonical, digest
@@ -24,7 +26,7 @@ from cloister.vector.errors import (
 )
 from cloister.vector.layout import BITS, FixedPoint, Layout
 
-MAX_COMPLETE = 128  # sites of a complete graph: n**2 shares; a sparser graph carries more
+MAX_SITES = 2048  # who chose whom and the list of keys, which all sites get, stay about a megabyte each
 MAX_PLAN_BYTES = 1 << 20
 MAX_WORDS = 1 << 32  # 16 GiB of masked words
 BOUND_RANGE = (2.0**-256, 2.0**256)  # so that scaling by powers of two can neither overflow nor vanish
@@ -40,7 +42,8 @@ class Plan:
       bits: of one masked word. layout: of the sealed vector, accounting blocks included.
       max_rows: rows at which a site's weight is 1. sites: the cohort, sorted.
       threshold: answers that open the sum. min_survivors: fewest sites whose sum may open.
-      graph: "complete": every two sites share a mask.
+      graph: who shares secrets with whom, "complete" or as `graph.Sparse` names it.
+      buckets: into how many the cohort is cut; each bucket's sum opens, and is over `min_survivors` at least.
     Raises: PlanRefused: anything that contradicts this, or a sum that could wrap.
     """
 
@@ -57,26 +60,33 @@ class Plan:
     sites: tuple[str, ...]
     threshold: int
     min_survivors: int
-    graph: str = "complete"
+    graph: str = COMPLETE
+    buckets: int = 1
 
     def __post_init__(self) -> None:
         if not ID.fullmatch(self.federation) or not ID.fullmatch(self.algorithm):
             raise PlanRefused("the plan's federation or algorithm is no name")
         if (len(self.run), len(self.job), len(self.query)) != (16, 32, 32):
             raise PlanRefused("the plan's run, job or query digest has another length")
-        integers = (self.round, self.attempt, self.bits, self.max_rows, self.threshold, self.min_survivors)
+        numbers = (self.round, self.attempt, self.bits, self.max_rows)
+        integers = (*numbers, self.threshold, self.min_survivors, self.buckets)
         if any(type(value) is not int for value in integers):
             raise PlanRefused("a number of the plan is no integer")
         if not 0 <= self.round < 1 << 64 or not 0 <= self.attempt < 1 << 32 or not 1 <= self.max_rows < 1 << 53:
             raise PlanRefused("the plan's round, attempt or max_rows is out of range")
         if not all(ID.fullmatch(site) for site in self.sites) or list(self.sites) != sorted(set(self.sites)):
             raise PlanRefused("the plan's sites are not sorted distinct ids")
-        if self.graph != "complete" or len(self.sites) > MAX_COMPLETE:
-            raise PlanRefused(f"graph {self.graph!r} over {len(self.sites)} sites is not supported")
-        if not 1 <= self.threshold <= len(self.sites) or not 1 <= self.min_survivors <= len(self.sites):
+        n = len(self.sites)
+        if n > MAX_SITES:
+            raise PlanRefused(f"a cohort of {n} sites, where {MAX_SITES} are the most.")
+        if self.graph != COMPLETE:
+            Sparse.from_name(self.graph)
+        if not 1 <= self.buckets <= max(n, 1):
+            raise PlanRefused(f"{n} sites in {self.buckets} buckets")
+        if not 1 <= self.threshold <= n or not 1 <= self.min_survivors <= n // self.buckets:
             raise PlanRefused(
                 f"threshold {self.threshold} or min_survivors {self.min_survivors} cannot be met"
-                f" by {len(self.sites)} sites."
+                f" by {n} sites" + (f" in {self.buckets} buckets." if self.buckets > 1 else ".")
             )
         if self.bits not in BITS or not all(_codable(block.bound) for block in self.layout.blocks):
             raise PlanRefused(f"{self.bits} bits, or a bound of the layout, cannot be encoded")
@@ -151,7 +161,10 @@ def check_plan(plan: Plan, roster: Roster, site: str, min_survivors: int, assume
         raise ThresholdTooLow(
             f"threshold {plan.threshold} of {n} is not safe against {assume_colluders} colluding sites."
         )
-    if n < min_survivors or max(plan.threshold, min_survivors) - assume_colluders < 2:
+    check_graph(plan.graph, n, assume_colluders)
+    check_buckets(plan.buckets, n, assume_colluders)
+    least = max(plan.threshold, min_survivors) if plan.buckets == 1 else n // plan.buckets
+    if n // plan.buckets < min_survivors or least - assume_colluders < 2:
         raise TooFewSites(
             f"the cohort has {n} sites; this site is summed among {min_survivors} or more,"
             f" {assume_colluders} of them colluding."

@@ -20,7 +20,7 @@ from cloister.vector.bundle import canonical, digest
 from cloister.vector.errors import MalformedMessage, StaleReceipt
 
 MAX_RECEIPT_BYTES = 4 << 20
-DIGESTS = ("ctx", "roster", "h1", "consistency", "sum_root", "state", "previous")
+DIGESTS = ("ctx", "roster", "h1", "h2", "consistency", "state", "previous")
 
 
 class Upload(NamedTuple):
@@ -36,11 +36,12 @@ class Receipt:
     """One opened round.
 
     Attributes:
-      plan: of the round. ctx, h1: its context and the hash of its key list. roster: digest of the roster.
+      plan: of the round. ctx, h1, h2: its context, the hash of its key list, and that of U2 and of who chose whom.
+      roster: digest of the roster.
       u1, u2, u3: the sites that sent keys, shared secrets, were summed; each sorted and part of the one before.
       uploads: of each site of u3, in its order.
       consistency: digest of the consistency message that the sites were shown.
-      sum_root: Merkle root over the opened sum. words: its length.
+      sum_roots: Merkle root over the opened sum of each bucket. words: the length of each.
       state: digest of the state that the algorithm made of it. previous: digest of the run's receipt before.
     """
 
@@ -48,18 +49,19 @@ class Receipt:
     ctx: bytes
     roster: bytes
     h1: bytes
+    h2: bytes
     u1: tuple[str, ...]
     u2: tuple[str, ...]
     u3: tuple[str, ...]
     uploads: tuple[Upload, ...]
     consistency: bytes
-    sum_root: bytes
+    sum_roots: tuple[bytes, ...]
     words: int
     state: bytes
     previous: bytes = ZERO32
 
     def __post_init__(self) -> None:
-        if any(len(getattr(self, name)) != 32 for name in DIGESTS):
+        if any(len(digest) != 32 for digest in (*(getattr(self, name) for name in DIGESTS), *self.sum_roots)):
             raise MalformedMessage("a digest of a receipt has another length")
         for inner, outer in ((self.u1, self.plan.sites), (self.u2, self.u1), (self.u3, self.u2)):
             if list(inner) != sorted(set(inner)) or not set(inner) <= set(outer):
@@ -68,6 +70,8 @@ class Receipt:
             raise MalformedMessage("a receipt's uploads are not those of its survivors")
         if any((len(each.root), len(each.signature)) != (32, SIGNATURE_BYTES) for each in self.uploads):
             raise MalformedMessage("a receipt's upload has a root or signature of another length")
+        if len(self.sum_roots) != self.plan.buckets:
+            raise MalformedMessage(f"a receipt of {len(self.sum_roots)} sums for a plan of {self.plan.buckets}")
         if type(self.words) is not int or self.words != self.plan.words:
             raise MalformedMessage(f"a receipt of {self.words} words for a plan of {self.plan.words}")
 
@@ -83,6 +87,7 @@ class Receipt:
                 "u3": list(self.u3),
                 "uploads": [[each.site, each.root.hex(), each.signature.hex()] for each in self.uploads],
                 "words": self.words,
+                "sum_roots": [root.hex() for root in self.sum_roots],
             }
         )
 
@@ -106,6 +111,7 @@ class Receipt:
                 u3=tuple(data["u3"]),
                 uploads=tuple(Upload(site, bytes.fromhex(a), bytes.fromhex(b)) for site, a, b in data["uploads"]),
                 words=data["words"],
+                sum_roots=tuple(bytes.fromhex(root) for root in data["sum_roots"]),
             )
             same = receipt.body == body
         except (ValueError, KeyError, TypeError, RecursionError) as fault:

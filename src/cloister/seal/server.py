@@ -14,16 +14,19 @@ message raises a typed error and changes nothing; an identical repeat of an acce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, combinations, islice
+from itertools import chain, combinations, islice, product
 
 import numpy as np
 
 from cloister.seal import derive, labels, shamir
+from cloister.seal.audit import Opening
+from cloister.seal.buckets import least, partition
+from cloister.seal.graph import check_choice
 from cloister.seal.identity import Identity
 from cloister.seal.log import open_checkpoint, origin_of
-from cloister.seal.masks import Seed, apply_masks, packed_bytes, reduce, unpack
+from cloister.seal.masks import Seed, add_packed, apply_masks, packed_bytes, reduce
 from cloister.seal.messages import (
     Ciphertexts,
     Consistency,
@@ -32,6 +35,7 @@ from cloister.seal.messages import (
     Keys,
     Masked,
     Open,
+    Sharer,
     Shares,
     Survivors,
     Unmask,
@@ -68,7 +72,7 @@ SAID = {
     Phase.UNMASK: "released their shares",
 }
 
-Read = Callable[[str, int, int], bytes]
+Read = Callable[[str, int, int], bytes | memoryview]
 SiteMessage = Keys | Shares | Masked | Consistent | Unmask
 
 
@@ -105,7 +109,7 @@ class SealServer:
         self._consistent: dict[str, Consistent] = {}
         self._unmask: dict[str, Unmask] = {}
         self._released: dict[str, dict[str, int]] = {}  # by who answered, by whose secret: the share
-        self._seeds: list[Seed] = []
+        self._seeds: list[list[Seed]] = []  # by bucket
         self._opening: list[int] = []
         self._weights: dict[tuple[int, ...], list[int]] = {}  # Lagrange coefficients by points
 
@@ -196,8 +200,10 @@ class SealServer:
         message = Shares.from_bytes(data)
         self._authentic(message, message.site, site)
         self._same_list(message.h1)
-        if len(message.ciphertexts) != len(derive.neighbours(site, self.u1)):
-            raise MalformedMessage(f"{len(message.ciphertexts)} ciphertexts for a circle of {len(self.u1)}")
+        chosen = derive.round_degree(self.plan, self.u1).chosen
+        own = check_choice(message.chosen, site, self.u1, chosen) >> self.u1.index(site) & 1
+        if len(message.ciphertexts) != chosen - own:
+            raise MalformedMessage(f"{len(message.ciphertexts)} ciphertexts for a choice of {chosen} sites")
         self._shares[site] = message
 
     def _take_masked(self, site: str, data: bytes) -> None:
@@ -226,8 +232,8 @@ class SealServer:
         self._authentic(message, message.site, site)
         if message.u3 != self._u3_digest:
             raise ContextMismatch("shares for another survivor set")
-        if len(message.shares) != len(derive.circle(site, self.u2)):
-            raise MalformedMessage(f"{len(message.shares)} shares for a circle of {len(self.u2)}")
+        if len(message.shares) != len(self._graph.owners(site)):
+            raise MalformedMessage(f"{len(message.shares)} shares, of a site that holds another number of them")
         for share in message.shares:
             shamir.from_bytes(share)
         self._unmask[site] = message
@@ -252,15 +258,12 @@ class SealServer:
         """
         after = step(COORDINATOR, self.phase, "close")
         answered = sorted(self.answered())
-        required = self.plan.threshold
-        if self.phase in (Phase.KEYS, Phase.SHARES, Phase.MASKED):
-            required = max(required, self.plan.min_survivors)
-        if len(answered) < required:
+        if short := self._short(frozenset(answered)):
             missing, said = ", ".join(sorted(self.awaited() - set(answered))), SAID[self.phase]
             self.phase = step(COORDINATOR, self.phase, "void")
             raise TooFewSurvivors(
-                f"round {self.plan.round}: {len(answered)} of {len(self.plan.sites)} sites {said}, it takes"
-                f" {required}. Nothing was opened.",
+                f"round {self.plan.round}: {len(answered)} of {len(self.plan.sites)} sites {said}, {short}."
+                " Nothing was opened.",
                 mend=f"Wait for {missing}, or go on with a cohort without them.",
             )
         closers: dict[Phase, Callable[[tuple[str, ...]], dict[str, bytes]]] = {
@@ -274,20 +277,47 @@ class SealServer:
         self.phase = after
         return outgoing
 
+    def _short(self, answered: Set[str]) -> str:
+        """Why these answers are not enough; empty where they are."""
+        plan, required = self.plan, self.plan.threshold
+        if self.phase is Phase.KEYS and plan.buckets > 1:
+            required = max(required, plan.buckets * max(least(), plan.min_survivors))
+        if self.phase in (Phase.KEYS, Phase.SHARES, Phase.MASKED):
+            required = max(required, plan.min_survivors)
+        if len(answered) < required:
+            return f"it takes {required}"
+        if self.phase in (Phase.SHARES, Phase.MASKED):
+            fewest = min(len(answered & set(bucket)) for bucket in self._buckets)
+            if fewest < plan.min_survivors:
+                return f"{fewest} of one bucket, it takes {plan.min_survivors} of each"
+        if self.phase in (Phase.MASKED, Phase.UNMASK):
+            for owner in self.u2:
+                there = len(answered & set(self._graph.holders(owner)))
+                if there < self._graph.degree.threshold:
+                    needed = self._graph.degree.threshold
+                    return f"{there} of those that hold shares of {owner!r}, it takes {needed}"
+        return ""
+
     def _close_keys(self, sites: tuple[str, ...], agreement: bytes) -> dict[str, bytes]:
         entries = tuple(self._keys[site] for site in sites)
         self.u1, self._h1 = sites, derive.key_list_digest(self.context, entries)
+        self._buckets = partition(self.plan.query, sites, self.plan.buckets)
         message = KeyList(self.context, entries, agreement).signed(self._identity).to_bytes()
         return dict.fromkeys(sites, message)
 
     def _close_shares(self, sites: tuple[str, ...]) -> dict[str, bytes]:
-        self.u2, self._u2_digest = sites, derive.sharers_digest(self.context, self._h1, sites)
-        place = {site: {to: at for at, to in enumerate(derive.neighbours(site, self.u1))} for site in sites}
+        self._sharers = tuple(Sharer(site, self._shares[site].chosen) for site in sites)
+        self.u2, self._u2_digest = sites, derive.sharers_digest(self.context, self._h1, self._sharers)
+        self._graph = derive.round_graph(self.plan, self.u1, self._sharers)
+        dealt = {}
+        for site in sites:
+            holders = derive.neighbours(site, self._graph.holders(site))
+            dealt[site] = dict(zip(holders, self._shares[site].ciphertexts, strict=True))
         outgoing = {}
         for site in sites:
-            senders = derive.neighbours(site, sites)
-            relayed = tuple(self._shares[sender].ciphertexts[place[sender][site]] for sender in senders)
-            message = Ciphertexts(self.context, self._h1, site, sites, relayed)
+            senders = derive.neighbours(site, self._graph.owners(site))
+            relayed = tuple(dealt[sender][site] for sender in senders)
+            message = Ciphertexts(self.context, self._h1, site, self._sharers, relayed)
             outgoing[site] = message.signed(self._identity).to_bytes()
         return outgoing
 
@@ -309,27 +339,29 @@ class SealServer:
     def _close_unmask(self, sites: tuple[str, ...]) -> dict[str, bytes]:
         """Rebuilds the survivors' own seeds, and the pair seeds of those that dropped out after sharing."""
         for site in sites:
-            owned = zip(derive.circle(site, self.u2), self._unmask[site].shares, strict=True)
+            owned = zip(self._graph.owners(site), self._unmask[site].shares, strict=True)
             self._released[site] = {owner: shamir.from_bytes(share) for owner, share in owned}
-        seeds: list[Seed] = []
-        opening: list[int] = []
+        seeds: dict[str, list[Seed]] = {}
+        opening, survivors = list[int](), frozenset(self.u3)
         try:
             for site in self.u3:
                 beta = self._reveal(site, sites, self._beta_fits)
                 opening.append(beta)
-                seeds.append((derive.self_seed(beta, self.context, site), -1))
+                seeds[site] = [(derive.self_seed(beta, self.context, site), -1)]
             for lost in sorted(set(self.u2) - set(self.u3)):
                 sigma = self._reveal(lost, sites, self._sigma_fits)
                 opening.append(sigma)
                 private = derive.mask_private_key(sigma, self.context)
-                for site in derive.neighbours(lost, self.u3):
+                seeds[lost] = []
+                for site in survivors.intersection(self._graph.partners(lost)):
                     shared = derive.exchange(private, self._keys[site].mask, site)
                     seed = derive.pair_seed(shared, self.context, self._h1, site, lost)
-                    seeds.append((seed, -derive.pair_sign(site, lost)))
+                    seeds[lost].append((seed, -derive.pair_sign(site, lost)))
         except BadShare:
             self.phase = step(COORDINATOR, self.phase, "void")
             raise
-        self._seeds, self._opening = seeds, opening
+        self._seeds = [[seed for site in bucket for seed in seeds.get(site, ())] for bucket in self._buckets]
+        self._opening = opening
         return {}
 
     def _beta_fits(self, site: str, beta: int) -> bool:
@@ -341,11 +373,12 @@ class SealServer:
 
     def _reveal(self, owner: str, answering: tuple[str, ...], fits: Callable[[str, int], bool]) -> int:
         """A secret of `owner` from the answers. Raises: BadShare: they contradict what it committed to."""
-        holder = {x: site for x, site in enumerate(derive.circle(owner, self.u1), 1) if site in answering}
+        there = frozenset(answering)
+        holder = {x: site for x, site in enumerate(self._graph.holders(owner), 1) if site in there}
         shares = {x: self._released[site][owner] for x, site in holder.items()}
         accused = {fault.site for fault in self.blamed}
         order = sorted(shares, key=lambda x: (holder[x] in accused, x))  # who gave a wrong share once is asked last
-        first = tuple(order[: self.plan.threshold])
+        first = tuple(order[: self._graph.degree.threshold])
         secret = self._interpolate(first, shares)
         if fits(owner, secret):
             return secret
@@ -366,7 +399,7 @@ class SealServer:
         Decoding corrects half as many wrong shares as there are spare ones; leaving out some and looking whether the
         rest fits the commitment corrects all that are spare, if it finds them.
         """
-        t = self.plan.threshold
+        t = self._graph.degree.threshold
         try:
             secret, wrong = shamir.correct(shares, t)
             yield secret, tuple(x for x in order if x not in wrong)[:t]
@@ -392,46 +425,52 @@ class SealServer:
                 self.blamed.append(BadShare(fault, site=holder[x]))
 
     def total(self, read: Read, threads: int = 1) -> Words:
-        """The sum over u3, mod 2**bits, without its masks.
+        """The sum over u3 in each bucket, mod 2**bits, without its masks.
 
         Args: read: (site, offset, length) -> bytes of the payload that the site's header announced; called for one
           stretch at a time, from `threads` threads, so memory stays at the result and one stretch for each thread.
-        Returns: uint32 or uint64 [plan.words].
+        Returns: uint32 or uint64 [plan.buckets, plan.words].
         Raises: RoundVoid: nothing was opened. UnexpectedMessage: not opened yet. BadUpload: `read` came back short.
         """
         if self.phase is Phase.VOID:
             raise RoundVoid(f"round {self.plan.round} ended without a sum: nothing was opened.")
         if self.phase is not Phase.OPEN:
             raise UnexpectedMessage(f"round {self.plan.round} is in the phase {self.phase.value!r}: no sum yet.")
-        total = np.zeros(self.plan.words, self.plan.coder.dtype)
+        total: Words = np.zeros((self.plan.buckets, self.plan.words), self.plan.coder.dtype)
+        summed = [[site for site in bucket if site in set(self.u3)] for bucket in self._buckets]
 
-        def add(at: int) -> None:
-            part = total[at : at + CHUNK_WORDS]
+        def add(bucket: int, at: int) -> None:
+            part = total[bucket, at : at + CHUNK_WORDS]
             offset, length = at * self.plan.bits // 8, packed_bytes(len(part), self.plan.bits)
-            for site in self.u3:
+            for site in summed[bucket]:
                 data = read(site, offset, length)
                 if len(data) != length:
                     raise BadUpload(f"{len(data)} bytes at {offset} of its masked vector, not {length}", site=site)
-                part += unpack(data, len(part), self.plan.bits)
-            apply_masks(part, self._seeds, start=at)
+                add_packed(part, data, self.plan.bits)
+            apply_masks(part, self._seeds[bucket], start=at)
             reduce(part, self.plan.bits)
 
+        stretches = product(range(self.plan.buckets), range(0, self.plan.words, CHUNK_WORDS))
         with ThreadPoolExecutor(threads) as pool:
-            for done in pool.map(add, range(0, len(total), CHUNK_WORDS)):
+            for done in pool.map(lambda stretch: add(*stretch), stretches):
                 assert done is None
         return total
 
-    def opening(self) -> list[bytes]:
-        """The secrets that the answers opened, for `audit`: beta of each of u3, then sigma of each of u2 without u3.
+    def counts(self) -> list[int]:
+        """How many survivors each bucket has."""
+        return [len(set(bucket) & set(self.u3)) for bucket in self._buckets]
+
+    def opening(self) -> Opening:
+        """Who chose whom, and the secrets that the answers opened, for `audit`.
 
         Raises: UnexpectedMessage: the round has not opened.
         """
         if self.phase is not Phase.OPEN:
             raise UnexpectedMessage(f"round {self.plan.round} is in the phase {self.phase.value!r}: nothing is open.")
-        return [shamir.to_bytes(secret) for secret in self._opening]
+        return Opening(self._sharers, tuple(shamir.to_bytes(secret) for secret in self._opening))
 
-    def receipt(self, sum_root: bytes, state_digest: bytes) -> bytes:
-        """Message 10, signed. Args: sum_root: Merkle root over the opened sum. state_digest: of the state after it.
+    def receipt(self, sum_roots: Sequence[bytes], state_digest: bytes) -> bytes:
+        """Message 10, signed. Args: sum_roots: Merkle root over each opened sum. state_digest: of the state after it.
 
         Raises: UnexpectedMessage: the round has not opened.
         """
@@ -442,6 +481,7 @@ class SealServer:
             ctx=self.context,
             roster=self._roster.digest,
             h1=self._h1,
+            h2=self._u2_digest,
             u1=self.u1,
             u2=self.u2,
             u3=self.u3,
@@ -449,7 +489,7 @@ class SealServer:
                 Upload(site, self._masked[site].upload.root, self._masked[site].upload.signature) for site in self.u3
             ),
             consistency=self._consistency_digest,
-            sum_root=sum_root,
+            sum_roots=tuple(sum_roots),
             words=self.plan.words,
             state=state_digest,
             previous=self._previous,

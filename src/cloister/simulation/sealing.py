@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -15,17 +16,19 @@ from cloister.job import Job
 from cloister.round.evidence import SIMULATION, Content, RoundEvidence, file_of, round_files, trust_file
 from cloister.seal.buckets import check_buckets, partition
 from cloister.seal.client import SealClient
-from cloister.seal.identity import Identity
+from cloister.seal.graph import default_graph
+from cloister.seal.identity import Identity, remembering
 from cloister.seal.labels import ZERO32
 from cloister.seal.log import Log, origin_of
 from cloister.seal.masks import reduce
 from cloister.seal.merkle import root_of
 from cloister.seal.messages import masked_header
-from cloister.seal.plan import MAX_COMPLETE, Plan
+from cloister.seal.plan import MAX_SITES, Plan
 from cloister.seal.receipt import Receipt
 from cloister.seal.roster import Member, Roster, sign_roster
 from cloister.seal.server import SealServer
 from cloister.seal.threshold import MIN_SITES, threshold
+from cloister.simulation.engine import cores
 from cloister.vector import FixedPoint, Query, State, digest
 from cloister.vector.errors import RoundReplayed, SurvivorSetConflict, UsageError
 from cloister.vector.layout import Words
@@ -104,7 +107,9 @@ class _IdealSum:
 class Masks:
     """The federation's own machines: identities, a roster, signed messages, a receipt for each round.
 
-    Args: keep: takes the files of the evidence (`round.evidence`) as they come into being.
+    Args:
+      keep: takes the files of the evidence (`round.evidence`) as they come into being.
+      graph: of every round, instead of the one for its number of sites.
     Attributes: receipts: signed, in order.
     Raises: UsageError: more sites than one sealed sum carries.
     """
@@ -112,15 +117,20 @@ class Masks:
     apart = True
 
     def __init__(
-        self, job: Job, sites: Collection[str], keep: Callable[[str, Content], None] = lambda path, data: None
+        self,
+        job: Job,
+        sites: Collection[str],
+        keep: Callable[[str, Content], None] = lambda path, data: None,
+        graph: str = "",
     ) -> None:
-        if len(sites) > MAX_COMPLETE:
+        if len(sites) > MAX_SITES:
             raise UsageError(
-                f'seal="masks" carries at most {MAX_COMPLETE} sites, not {len(sites)}.',
+                f'seal="masks" carries at most {MAX_SITES} sites, not {len(sites)}.',
                 mend='Use seal="ideal": it gives the same model, bit for bit.',
             )
         self.receipts: list[bytes] = []
         self._job, self._run, self._round, self._keep = job, os.urandom(16), 0, keep
+        self._graph = graph
         root = Identity.generate(os.urandom)
         self.coordinator = Identity.generate(os.urandom)
         self.identities = {site: Identity.generate(os.urandom) for site in sorted(sites)}
@@ -150,8 +160,6 @@ class Masks:
         self._keep("log/newest.checkpoint", self._log.sign(self.coordinator))
 
     def round(self, query: Query, sites: Sequence[str], coder: FixedPoint) -> Sum:
-        if query.buckets > 1:
-            raise UsageError('seal="masks" does not cut a cohort into buckets.', mend='Use seal="ideal".')
         plan = Plan(
             federation=self.roster.federation,
             run=self._run,
@@ -166,6 +174,8 @@ class Masks:
             sites=tuple(sorted(sites)),
             threshold=threshold(len(sites)),
             min_survivors=MIN_SITES,
+            graph=self._graph or default_graph(len(sites)),
+            buckets=query.buckets,
         )
         self._round += 1
         return _MaskedSum(self, plan)
@@ -174,7 +184,9 @@ class Masks:
 class _MaskedSum:
     """Keys and shares are exchanged with the whole cohort at once, as they are while real sites train.
 
-    A site that never adds anything has dropped out: its masks are taken off with the others' shares.
+    A site that never adds anything has dropped out: its masks are taken off with the others' shares. Sites mask in
+    threads, one a core, while others train; what all of them verify (lists of keys, survivors, signatures on both) is
+    verified once.
     """
 
     def __init__(self, federation: Masks, plan: Plan) -> None:
@@ -183,17 +195,21 @@ class _MaskedSum:
             plan, federation.roster, federation.coordinator, COORDINATOR, federation.last_receipt
         )
         self._clients = {site: self._client(site) for site in plan.sites}
+        self._threads = ThreadPoolExecutor(cores())
+        self._masking: dict[str, Future[tuple[bytes, memoryview]]] = {}
         self._payloads: dict[str, memoryview] = {}
+        self._known: set[tuple[bytes, bytes, bytes]] = set()
         self._sent: list[bytes] = []  # the first message that closed each phase
         self._up = dict.fromkeys(plan.sites, 0)
         self._down = dict.fromkeys(plan.sites, 0)
         opening = self._server.open()
-        for site, client in self._clients.items():
-            self._down[site] += len(opening)
-            client.open(opening)
-            self._hand_over(site, client.keys(plan.query))
-        self._exchange()
-        self._exchange()
+        with remembering(self._known):
+            for site, client in self._clients.items():
+                self._down[site] += len(opening)
+                client.open(opening)
+                self._hand_over(site, client.keys(plan.query))
+            self._exchange()
+            self._exchange()
 
     def _client(self, site: str) -> SealClient:
         own = self._federation
@@ -224,25 +240,36 @@ class _MaskedSum:
 
     def add(self, sites: Sequence[str], words: Words) -> None:
         (site,) = sites
+        self._masking[site] = self._threads.submit(self._masked, site, words)
+
+    def _masked(self, site: str, words: Words) -> tuple[bytes, memoryview]:
         header, payload = self._clients[site].mask(words)
         masked_header(header).check(root_of(payload), len(payload))
-        self._up[site] += len(payload)
-        self._hand_over(site, header)
-        self._payloads[site] = payload
+        return header, payload
 
     def open(self) -> Words:
-        self._exchange()  # survivors -> consistent
-        self._exchange()  # consistency -> unmask
-        self._server.close()
-        words = self._server.total(lambda site, start, length: bytes(self._payloads[site][start : start + length]))
-        self._total = words.astype(words.dtype.newbyteorder("<")).tobytes()
-        return words[np.newaxis]
+        with remembering(self._known), self._threads:
+            for site, masking in self._masking.items():
+                header, self._payloads[site] = masking.result()
+                self._up[site] += len(self._payloads[site])
+                self._hand_over(site, header)
+            self._exchange()  # survivors -> consistent
+            self._exchange()  # consistency -> unmask
+            self._server.close()
+        words = self._server.total(self._read, threads=cores())
+        little = words.astype(words.dtype.newbyteorder("<"))
+        self._sum_roots, self._total = [root_of(part.tobytes()) for part in little], little.tobytes()
+        return words
+
+    def _read(self, site: str, start: int, length: int) -> memoryview:
+        return self._payloads[site][start : start + length]
 
     def settle(self, state: State) -> None:
-        receipt = self._server.receipt(root_of(self._total), digest(state.to_bytes()))
-        for site in self._payloads:
-            self._down[site] += len(receipt)
-            self._clients[site].receive(receipt)
+        receipt = self._server.receipt(self._sum_roots, digest(state.to_bytes()))
+        with remembering(self._known):
+            for site in self._payloads:
+                self._down[site] += len(receipt)
+                self._clients[site].receive(receipt)
         verified = self._clients[next(iter(self._payloads))].receipt
         assert verified is not None, "a client that took the receipt holds it"
         keys, consistency = self._sent[0], self._sent[3]  # the messages 2 and 8
