@@ -101,6 +101,17 @@ def pack(words: Words, bits: int) -> memoryview:
     return joined.view(np.uint8).reshape(-1, 8)[:, :5].reshape(-1)[: packed_bytes(len(words), bits)].data
 
 
+def add_packed(words: Words, data: bytes | memoryview, bits: int) -> None:
+    """Adds what `unpack` would give to `words`, in place, wrapping; without a copy where words are whole bytes.
+
+    Raises: MalformedMessage: another length than that of so many words, or stray bits.
+    """
+    if bits in (16, 32, 64) and len(data) == packed_bytes(len(words), bits):
+        words += np.frombuffer(data, f"<u{bits // 8}")
+    else:
+        words += unpack(data, len(words), bits)
+
+
 def unpack(data: bytes | memoryview, size: int, bits: int) -> Words:
     """Undoes `pack`; the words are the caller's own. Raises: MalformedMessage: another length, or stray bits."""
     if len(data) != packed_bytes(size, bits):
