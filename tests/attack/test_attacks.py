@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloister.attack import LIES, Outcome, attack, chosen, described
+from cloister.attack import LIES, ROGUES, Outcome, attack, chosen, described
 from cloister.attack.spoils import correlation, noise_bound
 from cloister.cli.app import run
 from cloister.vector.errors import UsageError
@@ -45,15 +45,24 @@ ASKED = {
     "a changed plan after approval": ["changed-job", "changed-layout", "second-announcement"],
     "a sum forged after opening": ["forged-sum", "forged-model"],
 }
+SITES_THAT_CHEAT = {
+    "garbage shares": ["garbage-shares"],
+    "wrong length": ["short-vector"],
+    "an upload that is not the one signed for": ["false-root"],
+    "NaN": ["not-a-number"],
+    "replays": ["replayed-keys"],
+    "a site that answers twice after a crash": ["second-answer"],
+}
 
 
 def test_the_list_is_complete() -> None:
     assert {name for names in ASKED.values() for name in names} == set(LIES)
+    assert {name for names in SITES_THAT_CHEAT.values() for name in names} == set(ROGUES)
 
 
 def test_every_lie_says_what_it_tries_and_how_it_is_refused_and_is_documented() -> None:
     page = (ROOT / "docs/attacks.md").read_text()
-    for name, (tries, _, refused) in described(LIES.values()):
+    for name, (tries, _, refused) in described([*LIES.values(), *ROGUES.values()]):
         row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` |")), "")
         assert tries in row, name
         assert all(f"`{error}`" in row for error in refused), name
@@ -66,7 +75,7 @@ def test_an_unknown_attack_is_refused() -> None:
 
 def test_the_list_needs_no_federation(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["attack", "--list", "--json"]) == 0
-    assert [each["attack"] for each in json.loads(capsys.readouterr().out)["attacks"]] == list(LIES)
+    assert [each["attack"] for each in json.loads(capsys.readouterr().out)["attacks"]] == [*LIES, *ROGUES]
 
 
 @pytest.mark.parametrize("words", [400, 1_000, 20_000])
@@ -86,10 +95,18 @@ def by_name(outcomes: list[Outcome]) -> dict[str, Outcome]:
 
 @pytest.mark.processes
 def test_real_sites_refuse_by_name_and_the_cheater_gets_noise(tmp_path: Path) -> None:
-    names = ["two-models", "second-survivor-set", "man-in-the-middle", "lowered-threshold", "forged-sum"]
+    names = [
+        "two-models",
+        "second-survivor-set",
+        "man-in-the-middle",
+        "lowered-threshold",
+        "forged-sum",
+        "garbage-shares",
+    ]
     outcomes = by_name(attack(chosen(names), tmp_path))
     assert [outcome.fault for outcome in outcomes.values()] == [""] * len(names)
     assert set(outcomes["lowered-threshold"].refusals.values()) == {"ThresholdTooLow"}
+    assert outcomes["garbage-shares"].refusals == {"coordinator": "BadShare"}
     assert outcomes["forged-sum"].refusals == {"verify": "BadSum"}
     measured = outcomes["second-survivor-set"].worst
     assert measured is not None

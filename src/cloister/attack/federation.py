@@ -132,11 +132,7 @@ class Federation:
         for invitation in invitations[:-1]:
             folder = self.site(invitation.id).root
             join(invitation, folder, {DATASET: self.tables[invitation.id]})
-            policy = (folder / "policy.toml").read_text()
-            assert "assume_colluders = 0" in policy
-            (folder / "policy.toml").write_text(
-                policy.replace("assume_colluders = 0", f"assume_colluders = {COLLUDERS}")
-            )
+        self.assume_colluders(COLLUDERS, before=0)
         self.identity = Identity.generate(os.urandom)
         self.certificate = asyncio.run(self._enrol(invitations[-1]))
         admit(made.path, root)
@@ -178,13 +174,22 @@ class Federation:
 
     # sites
 
+    def assume_colluders(self, count: int, before: int) -> None:
+        """Changes the policy of all sites."""
+        for site in SITES:
+            path = self.site(site).root / "policy.toml"
+            policy = path.read_text()
+            assert f"assume_colluders = {before}" in policy
+            path.write_text(policy.replace(f"assume_colluders = {before}", f"assume_colluders = {count}"))
+
     def site(self, id: str) -> SiteFolder:
         return SiteFolder(self.folder / "sites" / id)
 
-    def start_site(self, id: str) -> None:
+    def start_site(self, id: str, agent: Sequence[str] = ()) -> None:
+        """Args: agent: another command than for all sites."""
         with open(self.folder / f"{id}.log", "ab") as log:
             self._sites[id] = subprocess.Popen(
-                [*self._agent, str(self.site(id).root)],
+                [*(agent or self._agent), str(self.site(id).root)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -196,6 +201,14 @@ class Federation:
         process = self._sites.pop(id)
         process.kill()
         process.wait()
+
+    def let_go(self, id: str) -> subprocess.Popen[bytes]:
+        """Hands over a site's process: nobody minds any more if it ends."""
+        return self._sites.pop(id)
+
+    def said(self, id: str) -> list[str]:
+        """The lines that a site has printed, over all its lives."""
+        return (self.folder / f"{id}.log").read_text().splitlines()
 
     def journal(self, id: str) -> list[Entry]:
         """What a site has written down, as its steward would read it."""
