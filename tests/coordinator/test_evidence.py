@@ -27,7 +27,7 @@ from cloister.seal import audit
 from cloister.seal.labels import fields, lp
 from cloister.seal.log import Entry, Log, LogView, open_checkpoint, origin_of
 from cloister.seal.merkle import leaf_hash
-from cloister.seal.receipt import open_receipt
+from cloister.seal.receipt import Receipt, open_receipt
 from cloister.seal.server import SealServer
 from cloister.vector import digest
 from cloister.vector.errors import (
@@ -73,9 +73,11 @@ def joined(federation: Federation) -> Analyst:
     return analyst
 
 
-def ran(federation: Federation, analyst: Analyst, act: Act, what: cl.Job | None = None) -> Any:
+def ran(
+    federation: Federation, analyst: Analyst, act: Act, what: cl.Job | None = None, ids: tuple[str, ...] = SITES
+) -> Any:
     """Three sites run a job to its end; then `act(client, run)` as the analyst, and what it returned."""
-    sites = [MiniSite(member, table(seed)) for seed, member in enumerate(federation.admit(*SITES))]
+    sites = [MiniSite(member, table(seed)) for seed, member in enumerate(federation.admit(*ids))]
 
     async def main() -> Any:
         living = [asyncio.create_task(site.live()) for site in sites]
@@ -315,6 +317,24 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
     assert ended == code, shown
     found: dict[str, Any] = json.loads(shown.out)
     return found
+
+
+def test_sums_in_buckets_are_audited_each(kept: Callable[[int], Federation]) -> None:
+    """Fifteen sites in three groups, each with a sum and a root of its own; all of it is shown, and right."""
+    federation = kept(9)
+    analyst, folder = joined(federation), federation.folder.parent / "evidence"
+
+    async def act(client: CoordinatorClient, run: str) -> Verdict:
+        await fetch_evidence(client, analyst, run, folder, quiet=True)
+        asked = await ask_audits(client, read_evidence(folder), folder, 44, quiet=True)
+        return verify(read_evidence(folder), asked=asked)
+
+    robust = job(algorithm=cl.FedAvg(rounds=1, aggregate=cl.Median(buckets=3)), evaluate=None)
+    verdict = ran(federation, analyst, act, robust, tuple(f"site-{number:02d}" for number in range(15)))
+    assert verdict.findings == ()
+    assert outcomes(verdict)["sums"] == outcomes(verdict)["model"] == "proven"
+    receipt = Receipt.from_bytes(fields((folder / "receipts" / "00001.receipt").read_bytes())[0])
+    assert len(receipt.sum_roots) == 3
 
 
 # lies
