@@ -73,6 +73,7 @@ _SENTENCES: Mapping[str, Callable[[Event], str]] = {
     "retry": _message,
     "warning": _message,
     "job": lambda event: f"job {event['name']} of {event['analyst']} may run here",
+    "page": lambda event: f"review in your browser: {event['url']} (Ctrl-C ends it)",
     "review": lambda event: (
         f"job {event['name']} of {event['analyst']} waits for you: `cloister site review`, {event['job'][:12]}"
     ),

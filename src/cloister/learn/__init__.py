@@ -3,6 +3,7 @@
 from cloister.learn.arrays import Examples, read_data, schema
 from cloister.learn.memory import InFolder
 from cloister.learn.models import build_model, complete, predict
+from cloister.learn.profile import profile
 from cloister.learn.tables import check, read_table
 from cloister.learn.trainer import Trainer, Workshop
 
@@ -15,6 +16,7 @@ __all__ = [
     "check",
     "complete",
     "predict",
+    "profile",
     "read_data",
     "read_table",
     "schema",

@@ -19,7 +19,7 @@ from cloister.job import Arrays, Job, Torch
 from cloister.job.data import ARRAY, text
 from cloister.job.nets import Code
 from cloister.learn.prepare import Bools, Inputs, held_out
-from cloister.learn.tables import Frame, read_table
+from cloister.learn.tables import Frame, read_parquet, read_table
 from cloister.learn.tables import schema as schema_of_table
 from cloister.vector import Query
 from cloister.vector.bundle import Array
@@ -73,9 +73,11 @@ def read_arrays(path: Path) -> Examples:
 
 
 def read_data(path: str | Path) -> Examples | Frame:
-    """What a file holds: arrays (.npz), or else a table (CSV). Raises DataError."""
+    """What a file holds: arrays (.npz), or a table (.parquet, or else CSV). Raises DataError."""
     path = Path(path)
-    return read_arrays(path) if path.suffix.lower() == SUFFIX else read_table(path)
+    if path.suffix.lower() == SUFFIX:
+        return read_arrays(path)
+    return read_parquet(path) if path.suffix.lower() == ".parquet" else read_table(path)
 
 
 def schema(data: Any) -> dict[str, str]:

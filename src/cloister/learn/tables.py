@@ -47,6 +47,35 @@ def read_table(path: str | Path) -> Frame:
     return pd.DataFrame({name: _typed(frame[name]) for name in header})
 
 
+def read_parquet(path: str | Path) -> Frame:
+    """A Parquet file: float64 columns where it holds numbers, truth values as they are, else text.
+
+    Raises: DataError: no such file, no Parquet, no row, two columns of one name.
+    """
+    try:
+        frame = pd.read_parquet(path)
+    except OSError as fault:
+        why = fault.strerror or "it is no Parquet"
+        raise DataError(f"the table cannot be read: {why}.", mend="Check the path.", local_detail=str(path)) from None
+    except (ValueError, KeyError) as fault:
+        raise DataError(
+            "the table is no Parquet file.", local_detail=f"{path}: {type(fault).__name__}: {fault}"
+        ) from None
+    if not len(frame):
+        raise DataError("the table has no row.", local_detail=str(path))
+    if not frame.columns.is_unique:
+        raise DataError("the table's header has a name more than once.", mend="Rename the columns.")
+    return pd.DataFrame({str(name): _plain(frame[name]) for name in frame.columns})
+
+
+def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
+    if pd.api.types.is_bool_dtype(column):
+        return column
+    if pd.api.types.is_numeric_dtype(column):
+        return pd.Series(column.to_numpy(np.float64, na_value=np.nan), index=column.index)
+    return column.astype(object).where(column.isna(), column.astype(str)).mask(column.isna())
+
+
 def _check_lines(path: Path) -> list[str]:
     """Reads the file once as CSV; returns the header. pandas alone would fill short lines in silence."""
     with path.open(encoding="utf-8-sig", newline="") as lines:

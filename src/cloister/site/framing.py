@@ -28,7 +28,7 @@ class Kind(IntEnum):
     SETUP = 1  # JSON: what to read, for whom, within which limits
     JOB = 2  # the job bundle
     QUERY = 3  # Query.to_bytes()
-    SCHEMA = 4  # JSON: {column: type}
+    SCHEMA = 4  # JSON: what a steward may know of the table
     READY = 5  # JSON: the table fulfils the contract; from here on the job's own code may run
     ANSWER = 6  # Answer.to_bytes()
     FAULT = 7  # JSON: CloisterError.as_json()

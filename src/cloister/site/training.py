@@ -16,6 +16,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cloister.site import framing, sandbox
 from cloister.site.framing import Kind, Limits
@@ -64,18 +65,23 @@ class Task:
 
 
 async def read_schema(task: Task) -> dict[str, str]:
-    """The table's columns and their types, read in a worker of its own.
+    """The table's columns and their types: all of it that is told to the coordinator. See `read_profile`."""
+    return {str(column): str(about["kind"]) for column, about in (await read_profile(task))["columns"].items()}
+
+
+async def read_profile(task: Task) -> dict[str, Any]:
+    """The table as its steward may know it, read in a worker of its own: {"rows", "columns": {name: {"kind", ...}}}.
 
     Raises: DataError: no table there, or one that does not parse. WorkerDied, TaskError.
     """
     worker = await Worker.spawn(task)
     try:
         _, payload = await worker.exchange(None, {Kind.SCHEMA: framing.MAX_TEXT_BYTES})
-        schema = json.loads(payload)
+        profile: dict[str, Any] = json.loads(payload)
     finally:
         await worker.close()
         shutil.rmtree(task.home, ignore_errors=True)
-    return {str(column): str(kind) for column, kind in schema.items()}
+    return profile
 
 
 class Worker:

@@ -8,7 +8,7 @@ is not trusted: whatever it writes is checked by the agent (`training.py`, `roun
                                      <-     READY: the table fulfils the contract (none of the job's code ran yet)
     QUERY                            ->     trains
                                      <-     ANSWER, or FAULT and the next QUERY is awaited
-Without a job in SETUP it answers SCHEMA, the table's columns and their types, and ends.
+Without a job in SETUP it answers SCHEMA, the table's columns and a profile for the steward, and ends.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def _tell_schema(outgoing: BinaryIO, setup: dict[str, Any]) -> None:
     from cloister import learn
 
     try:
-        schema = learn.schema(_data(setup))
+        told = learn.profile(_data(setup))
     except BaseException as fault:
         _tell_fault(outgoing, fault)
     else:
-        framing.write(outgoing, Kind.SCHEMA, canonical(schema))
+        framing.write(outgoing, Kind.SCHEMA, canonical(told))
 
 
 def _serve(incoming: BinaryIO, outgoing: BinaryIO, setup: dict[str, Any], bundle: bytes, walls: list[str]) -> None:
