@@ -13,7 +13,7 @@ from sklearn.linear_model import SGDRegressor
 import cloister as cl
 from cloister.round import Evidence, Policy, RoundEvidence, contribute, decide_job, verify
 from cloister.seal import graph, masked_header, shamir
-from cloister.seal.audit import Audit, Chunk
+from cloister.seal.audit import Audit, Chunk, Opening
 from cloister.seal.identity import Identity
 from cloister.seal.labels import RECEIPT, ROSTER, ZERO32, fields, lp
 from cloister.seal.log import (
@@ -28,7 +28,7 @@ from cloister.seal.log import (
     origin_of,
 )
 from cloister.seal.masks import unpack as unpack_words
-from cloister.seal.messages import KINDS, label_of
+from cloister.seal.messages import KINDS, Sharer, label_of
 from cloister.seal.plan import Plan
 from cloister.seal.receipt import Receipt, open_receipt
 from cloister.seal.roster import Roster, TrustedRoster
@@ -139,9 +139,8 @@ def seal_targets() -> Iterator[Target]:
     for bits in (16, 20, 24, 32, 64):
         yield Target(f"seal.words/{bits}", lambda data, b=bits: unpack_words(data, 7, b), (bytes(-(-7 * bits // 8)),))
     sites = [f"s{number}" for number in range(20)]
-    yield Target(
-        "seal.bitmap", lambda data: graph.marked(data, sites), (b"\1\2\3",), back=lambda c: graph.mark(c, sites)
-    )
+    chosen = graph.mark(sites[:5], sites)
+    yield Target("seal.bitmap", lambda data: graph.check_choice(data, "s19", sites, 5), (chosen,))
     yield Target("seal.graph", lambda data: graph.Sparse.from_name(data.decode("latin-1")), (b"sparse-50-100",))
 
 
@@ -173,7 +172,9 @@ def log_targets() -> Iterator[Target]:
         "seal.agreement", Agreement.from_bytes, (log.agreement([2, 5], KEY).to_bytes(),), back=Agreement.to_bytes
     )
     chunk = Chunk(1, [bytes(32)], [(b"piece", [bytes(32)] * 2)] * 3)
-    answer = Audit(bytes(32), b"keys", [bytes(32)] * 3, [chunk, chunk])
+    opening = Opening((Sharer("bonn", b""), Sharer("cork", b"\1\2")), (bytes(32),) * 2)
+    answer = Audit(bytes(32), b"keys", opening, [chunk, chunk])
+    yield Target("seal.opening", Opening.from_bytes, (opening.to_bytes(),), back=Opening.to_bytes)
     yield Target("seal.chunk", Chunk.from_bytes, (chunk.to_bytes(),), back=Chunk.to_bytes)
     yield Target("seal.audit", Audit.from_bytes, (answer.to_bytes(),), back=Audit.to_bytes)
 

@@ -6,7 +6,7 @@
     state.bundle                    the final state: model, fitted preparation, history, columns
     rosters/00001.roster            the signed rosters, by version
     receipts/00000.receipt          the signed receipts of the run, in order; void rounds have none
-    totals/00000.words              the words of each opened sum, 4 bytes each (8 at 64 bits), little endian
+    totals/00000.words              the words of each opened sum, bucket by bucket, little endian, 4 bytes each or 8
     keys/00000.message              message 2: every site's signed keys, with the head of the log that it knew
     consistency/00000.message       message 8: the signatures on its survivor set
     audits/00000-NONCE.audit        answers to honest-sum challenges (seal/audit.py), NONCE in hex
