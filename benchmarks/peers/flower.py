@@ -42,6 +42,7 @@ import workload as work  # noqa: E402
 
 BACKEND: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": os.cpu_count()}}
 MARKS: list[float] = []  # when each round began
+SECONDS: list[float] = []  # how long each took, where its end is seen
 
 
 def training(model: str, rounds: int) -> tuple[ServerApp, ClientApp]:
@@ -94,6 +95,11 @@ def sealing(sealed: bool, rounds: int) -> tuple[ServerApp, ClientApp]:
             MARKS.append(time.perf_counter())
             return super().configure_fit(*args, **named)
 
+        def aggregate_fit(self, *args: Any, **named: Any) -> Any:
+            found = super().aggregate_fit(*args, **named)
+            SECONDS.append(time.perf_counter() - MARKS[-1])
+            return found
+
     @server.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         strategy = Timed(
@@ -102,7 +108,7 @@ def sealing(sealed: bool, rounds: int) -> tuple[ServerApp, ClientApp]:
             min_available_clients=work.SEALED_SITES,
             initial_parameters=ndarrays_to_parameters([np.zeros(work.SEALED_WORDS, np.float32)]),
         )
-        legacy = LegacyContext(context=context, config=ServerConfig(num_rounds=rounds + 2), strategy=strategy)
+        legacy = LegacyContext(context=context, config=ServerConfig(num_rounds=rounds + 1), strategy=strategy)
         fit = SecAggPlusWorkflow(num_shares=1.0, reconstruction_threshold=2 / 3) if sealed else None
         DefaultWorkflow(fit_workflow=fit)(grid, legacy)
 
@@ -114,7 +120,7 @@ def main(what: str, rounds: int) -> None:
     server, client = sealing(what == "secagg", rounds) if seal else training(what, rounds)
     with contextlib.redirect_stdout(sys.stderr):
         run_simulation(server, client, work.SEALED_SITES if seal else work.CLIENTS, backend_config=BACKEND)
-    seconds = [after - before for before, after in itertools.pairwise(MARKS)]
+    seconds = SECONDS or [after - before for before, after in itertools.pairwise(MARKS)]
     print(json.dumps({"seconds": seconds[1:] or seconds}))  # the first round starts the actors
 
 

@@ -39,7 +39,7 @@ def contribute(answer: Answer, query: Query, coder: FixedPoint, randomness: Rand
     rows = 1 if hides_sites else answer.rows
     weight = min(rows, query.max_rows) / query.max_rows
     words: Words = np.empty(coder.size, coder.dtype)
-    stream = Stream(randomness)
+    stream: Stream | None = None
     try:
         clipped += coder.put(words, ROWS, float(rows))
         for block in query.layout.blocks:
@@ -51,6 +51,7 @@ def contribute(answer: Answer, query: Query, coder: FixedPoint, randomness: Rand
                 clipped += coder.put(words, block.name, value, weight)
             else:
                 value = np.clip(value, -block.bound, block.bound)
+                stream = stream or Stream(randomness)
                 coder.put_steps(words, block.name, noisy_steps(value, block, _honest(block.noise, coder), stream))
     except LayoutError as fault:
         raise TaskError(f"the answer to {query.task!r} cannot be sealed: {fault}", mend=_MEND) from None
@@ -91,7 +92,9 @@ def _checked(answer: Answer, query: Query) -> Mapping[str, npt.NDArray[Any]]:
         )
     for name, value in answer.values.items():
         # NaN is the minimum of anything that holds one: two quick reductions, and no array of flags
-        ends = (value.min(), value.max()) if value.dtype.kind == "f" and value.size else ()
+        ends: tuple[float, ...] = ()
+        if value.dtype.kind == "f" and value.size:
+            ends = (value.item(),) if value.size == 1 else (value.min(), value.max())
         if not all(math.isfinite(end) for end in ends):
             raise TaskError(f"round {query.config.get('round')}: {name!r} holds NaN or infinity.", mend=_MEND)
     return answer.values
