@@ -134,4 +134,5 @@ def test_the_corrupt_are_counted_in_the_cohort_and_small_lists_get_the_complete_
     assert graph.degree("sparse-100-100", 60, 90, 61) == Degree(60, 61)
     assert graph.degree("complete", 60, 90, 61) == Degree(60, 61)
     assert (graph.default_graph(128), graph.default_graph(129)) == ("complete", "sparse-100-100")
+    assert [graph.tolerated(sites, 2 * sites // 3 + 1) for sites in (10, 128, 129, 1000)] == [3, 43, 13, 100]
     assert graph.draw(SITES[0], SITES[:9], 9, os.urandom) == tuple(SITES[:9])

@@ -20,7 +20,8 @@ from cloister.privacy import PrivacyStatement
 from cloister.privacy.accounting import Event, epsilon, events_as_json, events_from_json, noise_multiplier
 from cloister.privacy.release import grid
 from cloister.privacy.rotation import rotate_back
-from cloister.seal.threshold import MIN_SITES, colluders_tolerated, threshold
+from cloister.seal.graph import tolerated
+from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.vector import Layout, Query, State, Total, canonical, digest
 from cloister.vector.bundle import Array
 from cloister.vector.errors import ContextMismatch, JobError, MalformedMessage, TaskError
@@ -264,7 +265,7 @@ def statement(job: Job, state: State, seal: str, cohort: int, *, reproducible: b
       reproducible: the noise was drawn from the job's seed.
     """
     fewest = threshold(cohort) if cohort >= MIN_SITES else 0
-    colluders = max(colluders_tolerated(cohort, fewest), 0) if fewest else 0
+    colluders = max(tolerated(cohort, fewest), 0) if fewest else 0
     privacy, kept = job.privacy, state.facts.get(FACT)
     if privacy is None or kept is None:
         return PrivacyStatement("none", "none", None, None, seal, colluders)

@@ -49,6 +49,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cloister.seal.identity import Randomness
+from cloister.seal.threshold import colluders_tolerated
 from cloister.vector.errors import MalformedMessage, PlanRefused, ThresholdTooLow
 
 SECRECY_BITS, CORRECTNESS_BITS = 40, 30
@@ -122,6 +123,12 @@ DEFAULT = Sparse(corrupt=100, dropout=100)
 def default_graph(sites: int) -> str:
     """The graph's name in the plan of a cohort of this size."""
     return COMPLETE if sites <= MAX_COMPLETE else DEFAULT.name
+
+
+def tolerated(sites: int, threshold: int) -> int:
+    """The most sites that may work with the coordinator on the default graph. Args: threshold: the plan's."""
+    most = colluders_tolerated(sites, threshold)
+    return most if sites <= MAX_COMPLETE else min(most, DEFAULT.corrupt_of(sites))
 
 
 def check_graph(name: str, sites: int, assume_colluders: int) -> None:
