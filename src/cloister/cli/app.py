@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cloister.cli import attack, budget, check, coordinator, demo, runs, simulate, site, sweep, verify
+from cloister.cli import attack, audit, budget, check, coordinator, demo, runs, simulate, site, sweep, verify
 from cloister.vector import crash
 from cloister.vector.errors import AddressInUse, CloisterError, StorageFull, UsageError
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("attack")(attack.attack)
+app.add_typer(audit.app, name="audit")
 app.command("simulate")(simulate.simulate)
 app.command("sweep")(sweep.sweep)
 app.add_typer(coordinator.app, name="coordinator")
