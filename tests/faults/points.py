@@ -5,39 +5,43 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import cloister
 from cloister.site.journal import COUNTERS, SLOTS
+from cloister.site.verdicts import Word
 
 SOURCE = Path(cloister.__file__).parent
 BEFORE_AND_AFTER = ("before", "after")
 
 # How a point is come by; a number says how often it is passed in one round, each time for something else.
 ROUND, START, BEGIN, END = "each round", "each start", "a run's begin", "a run's end"
-REFUSAL, VOID, TABLE, ALONE = "a refusal", "a void round", "a table that is gone", "the journal alone"
-COMMAND, RESTART, UNFIT = "a command", "a site that starts", "a table that does not fit"
+REFUSAL, VOID, COMMAND, RESTART = "a refusal", "a void round", "a command", "a site that starts"
+ALONE = "the journal or the database alone"
 DEATHS: dict[str, tuple[str, int]] = {
     "site.counter.mailbox": (ROUND, 1),
     "site.counter.rounds": (ROUND, 1),
     "site.counter.sequence": (START, 1),
-    "site.ledger": (ALONE, 1),
+    "site.ledger": (ROUND, 1),
     "site.log.announced": (BEGIN, 1),
     "site.log.answered": (ROUND, 5),  # messages 1, 3, 5, 7 and 9
-    "site.log.approved": (COMMAND, 1),
+    "site.log.approved": (ALONE, 1),
     "site.log.asked": (ROUND, 1),
-    "site.log.charged": (ALONE, 1),
+    "site.log.charged": (ROUND, 1),
     "site.log.crashed": (ALONE, 1),
+    "site.log.denied": (ALONE, 1),
     "site.log.done": (END, 1),
+    "site.log.lifted": (ALONE, 1),
     "site.log.prepared": (BEGIN, 1),
     "site.log.receipt": (ROUND, 1),
     "site.log.refused": (REFUSAL, 1),
     "site.log.started": (START, 1),
-    "site.log.unreadable": (TABLE, 1),
+    "site.log.unreadable": (ALONE, 1),
     "site.log.void": (VOID, 1),
+    "site.log.waiting": (ALONE, 1),
     "site.made": (START, 1),
     "site.place": (ROUND, 1),
     "site.receipt": (ROUND, 1),
-    "site.slot.approved": (COMMAND, 1),
     "site.slot.distrust": (ALONE, 1),
     "site.slot.notice": (BEGIN, 1),
     "site.slot.open": (ROUND, 1),
@@ -60,11 +64,11 @@ DEATHS: dict[str, tuple[str, int]] = {
     "coordinator.tx.open": (ROUND, 1),
     "coordinator.tx.poll": (ROUND, 1),
     "coordinator.tx.refuse": (REFUSAL, 1),
-    "coordinator.tx.roster": (COMMAND, 1),
+    "coordinator.tx.roster": (ALONE, 1),
     "coordinator.tx.save": (ROUND, 1),
     "coordinator.tx.stop": (END, 1),
     "coordinator.tx.submit": (BEGIN, 1),
-    "coordinator.tx.unfit": (UNFIT, 1),
+    "coordinator.tx.unfit": (ALONE, 1),
     "coordinator.tx.void": (VOID, 1),
 }
 
@@ -148,4 +152,4 @@ def _kinds() -> set[str]:
             logs = _called(call) == "log" and ast.unparse(call.func).endswith("journal.log")
             if (logs or _called(call) == "note") and isinstance(call.args[0], ast.Constant):
                 found.add(str(call.args[0].value))
-    return found
+    return found | {*get_args(Word)}  # the verdicts of a steward

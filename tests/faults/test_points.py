@@ -11,15 +11,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloister.coordinator import invite
+from cloister.coordinator.store import Store
+from cloister.seal.labels import fields
+from cloister.seal.roster import Roster
+from cloister.site.journal import Journal
 from cloister.vector import crash
 
-from .points import DEATHS, ROUND, START, points, wishes
-from .world import SITES, World, kept, make_job, promises
+from .points import ALONE, BEGIN, COMMAND, DEATHS, END, REFUSAL, RESTART, ROUND, START, VOID, points, wishes
+from .world import SITES, World, kept, make_job, promises, write_table
 
 ALL = os.environ.get("FAULTS") == "all"
 SOME = (  # where the order of two writes matters most
@@ -47,7 +55,7 @@ def chosen(side: str, *how: str) -> list[str]:
 
 
 def test_every_point_is_died_at() -> None:
-    assert not points() - set(DEATHS), "say in points.py how a new point is come by"
+    assert points() == set(DEATHS), "say in points.py how a new point is come by"
     assert set(SOME) <= {wish for side in ("site", "coordinator") for wish in wishes(side, ROUND)}
 
 
@@ -139,3 +147,151 @@ def test_a_run_survives_a_site_that_dies_after_it_agreed(world: World) -> None:
     assert {row.survivors for row in world.rounds("void")} <= {None, json.dumps(three)}
     world.stop()
     world.check()
+
+
+everywhere = pytest.mark.skipif(not ALL, reason="`make faults` dies everywhere")
+
+
+@everywhere
+@pytest.mark.processes
+def test_sites_die_when_a_run_is_announced(world: World) -> None:
+    """A site that dies before it has taken up the announcement gets it again; one that dies after, has it."""
+    deaths = {
+        "bern": ["site.slot.notice:before", "site.log.prepared:before"],
+        "cork": ["site.slot.notice:after", "site.log.prepared:after"],
+        "oslo": ["site.log.announced:before"],
+        "pisa": ["site.log.announced:after"],
+    }
+    assert {f"{wish}:1" for each in deaths.values() for wish in each} == set(wishes("site", BEGIN))
+    for site in SITES:
+        if world.lives(site):
+            world.kill(site)
+        world.site(site, deaths[site][0])
+    world.submit(make_job())
+    for site, wanted in deaths.items():
+        for at, wish in enumerate(wanted):
+            if at:
+                world.site(site, wish)
+            world.dies(site, wish)
+        world.site(site)
+    world.opens(1, by=len(SITES))
+    world.stop()
+    world.check()
+
+
+@everywhere
+@pytest.mark.processes
+def test_the_coordinator_dies_at_a_run_s_begin_and_end(world: World) -> None:
+    for site in SITES:
+        if not world.lives(site):
+            world.site(site)
+    for how, action in ((BEGIN, lambda: world.submit(make_job())), (END, world.stop)):
+        crashes = sorted(wishes("coordinator", how), key=lambda wish: "submit" not in wish and "stop" not in wish)
+        asking = threading.Thread(target=action)
+        world.kill("coordinator")
+        world.serve(crashes[0])
+        asking.start()
+        world.dies("coordinator", crashes[0])
+        for wish in crashes[1:]:
+            world.serve(wish)
+            world.dies("coordinator", wish)
+        world.serve()
+        asking.join()
+        if how == BEGIN:
+            world.opens(2, by=len(SITES))
+    assert world.row().status == "stopped"
+    world.check()
+
+
+@everywhere
+@pytest.mark.processes
+def test_dying_over_a_refusal(running: World) -> None:
+    running.policy("pisa", min_survivors=4)
+    march(running, "pisa", wishes("site", REFUSAL))
+    march(running, "coordinator", wishes("coordinator", REFUSAL))
+    running.policy("pisa", min_survivors=3)
+
+
+@everywhere
+@pytest.mark.processes
+def test_dying_over_a_void_round(running: World) -> None:
+    def two_are_lost() -> None:
+        for site in ("cork", "oslo"):
+            if running.lives(site):
+                running.kill(site)
+            running.site(site, "site.slot.open:after")
+
+    for name, side in (("pisa", "site"), ("coordinator", "coordinator")):
+        for wish in wishes(side, VOID):
+            march(running, name, [wish], two_are_lost)
+            for site in ("cork", "oslo"):
+                if running.lives(site):
+                    running.kill(site)
+                running.site(site)
+            running.opens(1, by=len(SITES))
+
+
+@everywhere
+@pytest.mark.processes
+def test_the_coordinator_dies_when_a_site_starts(running: World) -> None:
+    def again() -> None:
+        running.kill("pisa")
+        running.site("pisa")
+
+    march(running, "coordinator", wishes("coordinator", RESTART), again)
+
+
+@everywhere
+@pytest.mark.processes
+def test_a_member_joins_over_all_that(world: World) -> None:
+    """Invited, enrolled and admitted, each killed before and after it is durable, and tried again."""
+    deaths = {wish for wish in wishes("coordinator", COMMAND) if "enroll" not in wish}
+    folder, root = ("--folder", str(world.coordinator)), ("--root", str(world.root))
+    for wish in sorted(wish for wish in deaths if "invite" in wish):
+        world.start("invite", "coordinator", "invite", "roma", *folder, crash=wish)
+        world.dies("invite", wish)
+    (invitation,) = invite(world.coordinator, ["roma"])
+    write_table(world.folder / "roma.csv", 9)
+    joined: list[int] = []
+    joining = threading.Thread(target=lambda: joined.append(world.join(invitation)))
+    march(world, "coordinator", ["coordinator.tx.enroll:before", "coordinator.tx.enroll:after"], _once(joining.start))
+    joining.join()
+    assert joined == [0]
+    for wish in ("coordinator.tx.admit:before", "coordinator.tx.admit:after"):
+        world.start("admit", "coordinator", "admit", "--yes", *folder, *root, crash=wish)
+        world.dies("admit", wish)
+    newest = max(
+        Roster.from_bytes(fields(signed)[0]).version for signed in world.store.look(lambda tx: tx.rosters_after(0))
+    )
+    assert newest == 3  # the second attempt was the one that counted
+
+
+def _once(act: Callable[[], Any]) -> Callable[[], None]:
+    todo = [act]
+    return lambda: todo.pop()() if todo else None
+
+
+@pytest.mark.parametrize("wish", [*wishes("site", ALONE), *wishes("coordinator", ALONE)])
+def test_what_is_written_is_there_or_not(wish: str, tmp_path: Path) -> None:
+    """The journal or the database in a process of its own, which dies at the point."""
+    name, when, _ = wish.split(":")
+    kind = name.rpartition(".")[2]
+    side = name.partition(".")[0]
+    pid = os.fork()
+    if pid == 0:
+        crash.arm(wish)
+        if side == "coordinator":
+            Store(tmp_path / "db").run_tx(kind, lambda tx: tx.add_roster(1, b"signed"))
+        elif ".slot." in name:
+            Journal(tmp_path / "db").once(f"{'00' * 16}/{kind}", b"said")
+        else:
+            Journal(tmp_path / "db").log(kind)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    if side == "coordinator":
+        there = Store(tmp_path / "db").look(lambda tx: tx.roster(1)) is not None
+    elif ".slot." in name:
+        there = Journal(tmp_path / "db").held(f"{'00' * 16}/{kind}") is not None
+    else:
+        there = bool(list(Journal(tmp_path / "db").entries(kind)))
+    assert there == (when == "after")

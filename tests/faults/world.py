@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -178,6 +179,15 @@ class World:
 
     def home(self, site: str) -> SiteFolder:
         return SiteFolder(self.folder / "sites" / site)
+
+    def policy(self, site: str, **rules: int) -> None:
+        """Changes rules of a site's policy, at once."""
+        path = self.home(site).root / "policy.toml"
+        text = path.read_text()
+        for name, value in rules.items():
+            text, count = re.subn(rf"^{name} = \d+", f"{name} = {value}", text, flags=re.MULTILINE)
+            assert count == 1, name
+        path.write_text(text)
 
     # runs
 
