@@ -12,7 +12,10 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from cloister.seal import shamir
+from cloister.seal.derive import LOW_ORDER, check_public, exchange
 from cloister.seal.identity import Identity
+from cloister.vector.errors import KeyListConflict
 
 
 def x25519(secret: str, public: str) -> bytes:
@@ -131,3 +134,18 @@ def test_aes256_ctr_sp800_38a_f_5_5():
         "2b0930daa23de94ce87017ba2d84988ddfc9c58db67aada613c2dd08457941a6"
     )
     assert Cipher(AES256(key), CTR(counter)).encryptor().update(text).hex() == expected
+
+
+def test_the_keys_of_low_order_are_those_that_every_exchange_makes_zero():
+    private = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+    for value in LOW_ORDER:
+        for key in (value, value[:31] + bytes([value[31] | 0x80])):  # the top bit is ignored
+            with pytest.raises(KeyListConflict):
+                check_public(key, "kent")
+            with pytest.raises(KeyListConflict):
+                exchange(private, key, "kent")
+    assert len(LOW_ORDER) == 7
+    for value in (2, 8, 9, shamir.P - 2, shamir.P + 2):
+        key = value.to_bytes(32, "little")
+        check_public(key, "kent")
+        exchange(private, key, "kent")
