@@ -1,7 +1,6 @@
 """The walls around training code. `enter` is called by the worker, on itself, before it reads anything.
 
-Each wall is one function that either stands or says that it does not; the agent logs which stand. A further wall
-(seccomp, cgroups) joins the table `WALLS`.
+Each wall is one function that either stands or says that it does not; the agent logs which stand.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cloister.site import landlock
+from cloister.site import landlock, seccomp
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
@@ -99,6 +98,11 @@ def _files(room: Room) -> bool:
     )
 
 
+def _system_calls(_: Room) -> bool:
+    """seccomp: no other process, none of the kernel's dangerous calls. Last, for it refuses what other walls need."""
+    return seccomp.restrict()
+
+
 WALLS: dict[str, Callable[[Room], bool]] = {
     "no-new-privileges": _no_new_privileges,
     "memory": _memory,
@@ -107,6 +111,7 @@ WALLS: dict[str, Callable[[Room], bool]] = {
     "no-core-dump": _no_core_dump,
     "no-network": _no_network,
     "files": _files,
+    "system-calls": _system_calls,
 }
 REQUIRED_FOR_CODE = frozenset({"no-new-privileges", "no-network", "files"})  # none of a job's code runs without them
 
