@@ -134,7 +134,7 @@ class SealClient:
         self._own: Keys
         self._channel: X25519PrivateKey | None = None  # None again once all channel keys are derived
         self._sigma = self._beta = 0
-        self._keys: dict[str, Keys] = {}  # of U1
+        self._list = b""  # message 2, until all keys are derived: one copy in a process, however many sites it plays
         self._inbound: dict[str, bytes] = {}  # channel keys by sender
         self._pairs: dict[str, bytes] = {}  # pair seeds by partner
         self._shares: dict[str, tuple[int, int]] = {}  # by owner: its shares of (beta, sigma)
@@ -290,7 +290,7 @@ class SealClient:
         bitmap = mark(chosen, sites)
         answer = Shares(self._context, h1, self.site, bitmap, tuple(ciphertexts)).signed(self._identity).to_bytes()
         self._u1, self._buckets, self._h1, self.log = sites, buckets, h1, log
-        self._keys, self._chosen = keys_of, bitmap
+        self._list, self._chosen = data, bitmap
         self._inbound, self._shares = inbound, {self.site: dealt[self.site]} if self.site in dealt else {}
         return answer
 
@@ -324,32 +324,33 @@ class SealClient:
         senders = derive.neighbours(self.site, graph.owners(self.site))
         if len(senders) != len(message.ciphertexts):
             raise MalformedMessage(f"{len(message.ciphertexts)} ciphertexts from {len(senders)} sites")
+        keys_of = {entry.site: entry for entry in KeyList.from_bytes(self._list).entries}
         shares = {
             sender: derive.decrypt_shares(
-                self._inbound_key(sender), self._context, self._h1, sender, self.site, ciphertext
+                self._inbound_key(keys_of[sender]), self._context, self._h1, sender, self.site, ciphertext
             )
             for sender, ciphertext in zip(senders, message.ciphertexts, strict=True)
         }
         mask = derive.mask_private_key(self._sigma, self._context)
         self._pairs = {
             other: derive.pair_seed(
-                derive.exchange(mask, self._keys[other].mask, other), self._context, self._h1, self.site, other
+                derive.exchange(mask, keys_of[other].mask, other), self._context, self._h1, self.site, other
             )
             for other in graph.partners(self.site)
         }
         self._u2 = message.sites
         self._u2_digest = derive.sharers_digest(self._context, self._h1, message.sharers)
         self._shares |= shares
-        self._inbound, self._keys = {}, {}
+        self._inbound, self._list = {}, b""
         self._channel, self._sigma = None, 0  # all that they are for has been derived from them
 
-    def _inbound_key(self, sender: str) -> bytes:
+    def _inbound_key(self, sender: Keys) -> bytes:
         """What `sender` encrypted its shares with: known already if this site chose it too."""
-        if sender in self._inbound:
-            return self._inbound[sender]
+        if sender.site in self._inbound:
+            return self._inbound[sender.site]
         assert self._channel is not None
-        shared = derive.exchange(self._channel, self._keys[sender].channel, sender)
-        return derive.channel_key(shared, self._h1, sender, self.site)
+        shared = derive.exchange(self._channel, sender.channel, sender.site)
+        return derive.channel_key(shared, self._h1, sender.site, self.site)
 
     # 5 ------------------------------------------------------------------------------------------------------------
 
