@@ -1,0 +1,220 @@
+"""Differential privacy: utility over epsilon, and the speed of its parts beside their ceilings, in one run.
+
+    python benchmarks/privacy.py                     speed: sampler, rotation, DP-SGD steps
+    python benchmarks/privacy.py --utility out       utility.csv and utility.svg: breast cancer, and heart where it is
+
+DP-SGD is timed beside Opacus where that can be imported (`pip install opacus`, in an environment of its own: it pins
+other versions), else beside plain training alone, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import cloister as cl
+from cloister.algorithms import Terms
+from cloister.learn.net_task import NetModel
+from cloister.learn.prepare import Rows
+from cloister.learn.private import NoisySteps
+from cloister.learn.threads import one_blas_thread
+from cloister.privacy.noise import Stream, gaussian
+from cloister.privacy.rotation import rotate
+
+ROOT = Path(__file__).resolve().parents[1]
+EPSILONS = (1.0, 2.0, 4.0, 8.0, None)
+SEEDS = 5
+
+
+def best(work: Callable[[], object], times: int = 5) -> float:
+    """The fewest seconds of processor time of several runs: all of them use one core."""
+    found = []
+    for _ in range(times):
+        began = time.process_time()
+        work()
+        found.append(time.process_time() - began)
+    return min(found)
+
+
+def speed() -> None:
+    with one_blas_thread():
+        _speed()
+
+
+def _speed() -> None:
+    stream = Stream(os.urandom)
+    for deviation in (64.0, 1024.0, 4096.0, 65536.0):
+        sampler = gaussian(deviation)
+        seconds = best(lambda sampler=sampler: sampler.sample(stream, 1 << 20))
+        print(f"sampler, deviation {deviation:>7.0f}: {(1 << 20) / seconds / 1e6:7.1f} M samples/s/core (aim: 10)")
+    for size in (10_000, 1 << 20):
+        values = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        seconds = best(lambda values=values: rotate(values, "ab" * 32))
+        print(f"rotation of {size:>9,}:     {size / seconds / 1e6:7.1f} M elements/s/core (aim: 50)")
+    steps()
+
+
+def steps() -> None:
+    """40 steps of batches of about 64 of 2,560 rows, a net of 784-128-10."""
+    rng, batches, rows = np.random.default_rng(0), 40, 2560
+    x, y = rng.normal(size=(rows, 784)).astype(np.float32), rng.integers(0, 10, rows)
+    task = cl.Torch(cl.nets.MLP([128]), loss="cross_entropy", optimizer=cl.SGD(lr=0.1), batch_size=64)
+    job = cl.Job(cl.Arrays("digits", shape=(784,), classes=10), task, cl.FedAvg(rounds=1))
+    shapes, tensors = job.initial_model(784)
+    flat = np.concatenate([tensors[name].reshape(-1) for name in shapes])
+    model, data = NetModel(job, shapes), Rows(x, y)
+
+    def private() -> None:
+        noisy = NoisySteps(1.0, 1.0, 64 / rows, batches, data, flat.size, Stream(os.urandom))
+        model.train_privately(flat, data, noisy, 1, Terms())
+
+    private()  # makes the noise's table
+    ours, plain = best(private), best(lambda: model.train(flat, data, 0, 1))
+    print(f"DP-SGD, {batches} steps:       {ours:7.3f} s; plain steps {plain:.3f} s ({ours / plain:.1f} x)")
+    try:
+        theirs = opacus(x, y, batches)
+    except ImportError as missing:
+        print(f"Opacus:                  not timed: {missing}")
+        return
+    print(f"Opacus, the same steps:  {theirs:7.3f} s; ours take {ours / theirs:.2f} x (aim: 1.5 or less)")
+
+
+def opacus(x: np.ndarray, y: np.ndarray, batches: int) -> float:
+    import torch
+    from opacus import PrivacyEngine
+    from torch import nn
+
+    torch.set_num_threads(1)
+    net = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+    data = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+    loader = torch.utils.data.DataLoader(data, batch_size=64)
+    net, optimizer, loader = PrivacyEngine().make_private(
+        module=net,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+        data_loader=loader,
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+
+    def epoch() -> None:
+        for part, labels in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(part), labels).backward()
+            optimizer.step()
+
+    assert len(loader) == batches
+    epoch()
+    return best(epoch)
+
+
+# --- utility
+
+
+def breast_cancer() -> tuple[cl.Job, object, int | None]:
+    from cloister.cli.bundled import breast_cancer as table
+
+    sys.path.insert(0, str(ROOT / "examples"))
+    from private import job
+
+    return job, table(), 5
+
+
+def heart() -> tuple[cl.Job, object, int | None] | None:
+    """The four hospitals of the UCI heart-disease data, where they lie beside the clone."""
+    source = ROOT.parent / "shared" / "data" / "fed-heart-disease"
+    if not source.is_dir():
+        print("heart: not measured, ../shared/data/fed-heart-disease is not there")
+        return None
+    names = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca"]
+    names += ["thal", "num"]
+    ranges = {"age": (20, 90), "trestbps": (80, 200), "thalach": (60, 210), "oldpeak": (-3, 6)}
+    kinds: dict[str, object] = dict.fromkeys(ranges, "number")
+    kinds |= {"sex": ["0", "1"], "cp": ["1", "2", "3", "4"], "exang": ["0", "1"]}
+    sites = {}
+    for name in ("cleveland", "hungarian", "switzerland", "va"):
+        frame = pd.read_csv(source / f"processed.{name}.data", names=names, na_values="?")
+        sites[name] = frame.dropna(subset=list(kinds)).assign(disease=lambda each: (each["num"] > 0) * 1)
+    job, _, _ = breast_cancer()
+    job = dataclasses.replace(
+        job,
+        data=cl.Table("heart", target="disease", columns=kinds),
+        prepare=(cl.OneHot(), cl.Standardize(ranges=ranges)),
+    )
+    return job, sites, None
+
+
+def utility(out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    found, out = [], out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    for name, made in (("breast cancer", breast_cancer()), ("heart", heart())):
+        if made is None:
+            continue
+        job, data, sites = made
+        for epsilon in EPSILONS:
+            privacy = None if epsilon is None else dataclasses.replace(job.privacy, epsilon=epsilon)
+            for seed in range(SEEDS if epsilon else 1):
+                ran = cl.simulate(dataclasses.replace(job, privacy=privacy), data, sites, baselines=seed == 0)
+                table = ran.table if seed == 0 else None
+                if table is not None:
+                    pooled, alone = table.loc["pooled"], table.loc["local-only"]
+                scores = measured(ran, data, sites)
+                found.append(
+                    {
+                        "data": name,
+                        "epsilon": np.inf if epsilon is None else epsilon,
+                        "spent": np.inf if epsilon is None else ran.privacy.epsilon,
+                        **scores,
+                        "pooled_auc": pooled["auc"],
+                        "local_auc": alone["auc"],
+                    }
+                )
+    table = pd.DataFrame(found).groupby(["data", "epsilon"]).agg(["mean", "min", "max"])
+    shown = table[[("accuracy", "mean"), ("auc", "mean"), ("auc", "min"), ("auc", "max"), ("pooled_auc", "mean")]]
+    print(shown.round(3).to_string())
+    table.to_csv(out / "utility.csv")
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    names = sorted({row["data"] for row in found})
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        mine = table.loc[name]
+        places = range(len(mine))
+        axes.plot(places, mine["auc"]["mean"], "o-", color="#2f5bd8", label="federated, private")
+        axes.fill_between(places, mine["auc"]["min"], mine["auc"]["max"], color="#2f5bd8", alpha=0.2)
+        axes.axhline(mine["pooled_auc"]["mean"].iloc[-1], color="#23835f", ls="--", label="pooled, not private")
+        axes.axhline(mine["local_auc"]["mean"].iloc[-1], color="#b8651b", ls="--", label="a site alone")
+        axes.set(title=name, xlabel="epsilon", ylabel="AUC", xticks=list(places))
+        axes.set_xticklabels(["∞" if np.isinf(each) else f"{each:g}" for each in mine.index])
+        axes.legend(fontsize=8)
+    figure.savefig(out / "utility.svg")
+    print(f"table and plot in {out}")
+
+
+def measured(ran: cl.Result, data: object, sites: int | None) -> dict[str, float]:
+    """Exact metrics of the final model on all sites' test rows, which a simulation may see and nobody else."""
+    from cloister.learn import Trainer, predict
+    from cloister.learn.comparison import measure
+    from cloister.simulation.data import shards_of
+
+    truth, said = [], []
+    for site, table in shards_of(ran.job, data, sites, "skewed").items():
+        trainer = Trainer(ran.job, table, site)
+        said.append(predict(ran.job, ran.state, trainer.data.features)[trainer.test])
+        truth.append(trainer.y[trainer.test])
+    scores = measure(ran.job.kind, np.concatenate(truth), np.concatenate(said))
+    return {name: float(scores[name]) for name in ("accuracy", "auc")}
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--utility", type=Path, metavar="FOLDER", help="measure utility instead of speed")
+    chosen = options.parse_args()
+    speed() if chosen.utility is None else utility(chosen.utility)
