@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import cloister as cl
@@ -184,6 +187,31 @@ def test_a_denied_job_is_refused_with_the_steward_s_reason(federation: Federatio
     assert {**said, "signature": entry.facts["signature"]} == entry.facts
     (SiteFolder(kent).verdicts / job.digest.hex()).write_bytes(b"approved")  # whoever wrote it has not the site's key
     assert verdict_on(SiteFolder(kent), SiteFolder(kent).identity().public, job.digest.hex()) is None
+
+
+def test_what_an_algorithm_keeps_at_a_site_outlives_its_worker(federation: Federation, declarative: cl.Job) -> None:
+    """SCAFFOLD runs to its end though a worker is killed on the way, and nothing of it stays behind."""
+    job = dataclasses.replace(
+        declarative,
+        prepare=(cl.Impute(), cl.Standardize()),
+        task=cl.Torch(model=cl.nets.Linear(), loss="bce", optimizer=cl.SGD(lr=0.01), steps=3),
+        algorithm=cl.SCAFFOLD(rounds=4),
+    )
+    trained = len(federation.said("kent", "trained"))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(federation.run, job)
+        federation.net.wait("kent", lambda event: len(federation.said("kent", "trained")) >= trained + 4)
+        for child in psutil.Process(federation.net.processes["kent"].pid).children():
+            child.kill()  # between two questions, or in one: then that round goes on without this site
+        events, fault = running.result()
+    assert fault is None
+    assert events[-1]["event"] == "done"
+    for site in SITES[:3]:
+        kept = federation.net.site(site) / "memory"
+        end = time.monotonic() + 60
+        while any(kept.iterdir()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not any(kept.iterdir())
 
 
 def test_a_killed_agent_joins_the_next_run(federation: Federation, declarative: cl.Job) -> None:
