@@ -119,3 +119,18 @@ def test_a_budget_lets_no_exact_sum_by(federation: tuple[Loopback, Any], first: 
     assert result is None
     refusal = next(event for event in events if event["event"] == "refused")
     assert "no differential privacy" in refusal["message"]
+
+
+def test_sites_share_the_noise_of_a_sealed_sum(federation: tuple[Loopback, Any], first: Result) -> None:
+    hub, analyst = federation
+    policy = hub.site("kent") / "policy.toml"
+    policy.write_text(policy.read_text().replace("epsilon = 3.0", "epsilon = 100.0"))  # read anew for each round
+    before = len(Ledger(hub.site("kent") / "ledger.db").entries())
+    result, events = finished(analyst, a_job(cl.SiteDP(epsilon=8, delta=1e-3, clip=cl.AdaptiveClip(initial=0.5))))
+    assert result is not None, events
+    assert result.privacy.unit == "site"
+    assert 7.0 < result.privacy.epsilon <= 8.0
+    assert (result.history["rows"] == 3).all(), "how many rows a site has is its own affair"
+    entries = Ledger(hub.site("kent") / "ledger.db").entries()[before:]
+    assert {each.unit for each in entries} == {"sites"}
+    assert epsilon([event for each in entries for event in each.events], 1e-3) == result.privacy.epsilon
