@@ -4,4 +4,4 @@ from cloister.attack.lies import LIES
 from cloister.attack.rogues import ROGUES
 from cloister.attack.suite import Outcome, attack, chosen, described
 
-__all__ = ["LIES", "ROGUES", "Outcome", "attack", "chosen", "described"]
+__all__ = ["LIES", "Outcome", "ROGUES", "attack", "chosen", "described"]

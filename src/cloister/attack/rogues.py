@@ -182,7 +182,8 @@ class NotANumber(Rogue):
     class worker(Worker):
         async def answer(self, query: Query, data: bytes) -> Answer:
             answer = await super().answer(query, data)
-            return Answer(answer.rows, {name: np.full_like(value, np.nan) for name, value in answer.values.items()})
+            spoiled = {name: np.full(value.shape, np.nan, np.float32) for name, value in answer.values.items()}
+            return replace(answer, values=spoiled)
 
 
 ROGUES: dict[str, type[Rogue]] = {

@@ -232,8 +232,13 @@ class _Cheating:
                 federation.start_site(site, command(name_of(kind)))
                 with _ending(federation.let_go(site)):
                     yield self._outcome(kind, run, site, said, before)
+                starts = self._starts(site)
                 federation.start_site(site)
+                federation.wait_for(lambda starts=starts: self._starts(site) > starts)  # type: ignore[misc]
             federation.assume_colluders(COLLUDERS, before=1)
+
+    def _starts(self, site: str) -> int:
+        return sum(entry.kind == "started" for entry in self._federation.journal(site))
 
     def _opened(self, run: str) -> int:
         rounds = self._federation.hub.store.look(lambda tx: tx.rounds(run))
@@ -256,8 +261,9 @@ class _Cheating:
             return next((name for name in names if name in expected), "".join(names[-1:]))
 
         def over() -> bool:
-            more = self._opened(run) - opened
-            return (bool(found()) and more > 0) or more > ROUNDS_TO_CHEAT
+            rounds = list(federation.script.rounds.items())
+            tried = [machine for key, machine in rounds if key not in before and site in machine.plan.sites]
+            return self._opened(run) > opened and (bool(found()) or len(tried) > ROUNDS_TO_CHEAT)
 
         federation.wait_for(over, lambda: len(federation.script.rounds))
         machines = [federation.script.rounds[key] for key in federation.script.rounds if key not in before]
