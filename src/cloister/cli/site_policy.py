@@ -49,7 +49,7 @@ def check(folder: SiteOption = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def edit(folder: SiteOption = None) -> None:
+def edit(folder: SiteOption = None, as_json: AsJson = False) -> None:
     """Open a copy in $VISUAL or $EDITOR; it replaces policy.toml only if it can be read."""
     from cloister.site.policy import PolicyFile
     from cloister.site.settings import SiteFolder, write_private
@@ -73,7 +73,8 @@ def edit(folder: SiteOption = None) -> None:
         raise UsageError(fault.message, mend=mend) from None
     write_private(path, text.encode("utf-8"))
     draft.unlink()
-    finish({}, False, [f"saved; a running agent goes by it from its next decision on ({path})"], "")
+    told = f"saved; a running agent goes by it from its next decision on ({path})"
+    finish({"saved": str(path)}, as_json, [told], "")
 
 
 @app.command()

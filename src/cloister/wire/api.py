@@ -43,7 +43,7 @@ LOG = "/v1/log"
 AUDITS = "/v1/audits"
 
 MAX_PART_BYTES = PART_BYTES  # one part of an upload, as the signed header cuts it
-MAX_MESSAGE_BYTES = 8 << 20  # one envelope; nginx's default body is 1 MiB, our largest, a list of keys, 0.1 MiB at 128 sites, 1 at 2,048
+MAX_MESSAGE_BYTES = 8 << 20  # one envelope; our largest, a list of keys, is 0.1 MiB at 128 sites and 1 at 2,048
 MAX_BUNDLE_BYTES = 512 << 20  # a job with its initial tensors; GitHub takes 2 GiB for a release's file
 HOLD_SECONDS = 25.0  # a long poll; proxies cut idle requests at 30 s (HAProxy's examples) to 60 s (nginx, AWS ELB)
 GRACE_SECONDS = 3.0  # how long after its last sign of life a site still counts as there
