@@ -92,6 +92,7 @@ class _Http:
                         raise _NotNow(f"HTTP status {response.status_code}")
                     if not response.is_success:
                         raise api.error_of(response.content, response.status_code)
+                    _heed_cancellation()
                     return response.content
         except (httpx2.TransportError, _NotNow) as fault:
             raise Unreachable(
@@ -106,6 +107,13 @@ class _Http:
         if transient:
             self._on_retry(f"the coordinator at {self.url} does not answer ({_reason(fault)}); trying again")
         return transient
+
+
+def _heed_cancellation() -> None:
+    """Ctrl-C that arrives just as a request ends may be swallowed beneath it; the task still knows of it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _reason(fault: Exception) -> str:
