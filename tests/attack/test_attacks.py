@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cloister.attack import LIES, ROGUES, Outcome, attack, chosen, described
-from cloister.attack.spoils import correlation, noise_bound
+from cloister.attack.spoils import _basic_solution, correlation, noise_bound
 from cloister.cli.app import run
 from cloister.vector.errors import UsageError
 
@@ -130,10 +130,13 @@ def test_a_planted_bug_is_found(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_two_sums_of_one_answer_are_found_whatever_the_questions_were_called(tmp_path: Path) -> None:
     agent = [sys.executable, str(Path(__file__).with_name("forgetful_site.py"))]
-    for attempt in range(3):  # a loaded machine may lose a site in one of the sums, and their difference is not one's
-        (outcome,) = attack(chosen(["reworded-question"]), tmp_path / str(attempt), agent=agent)
-        if "LEAKED" in outcome.fault:
-            break
+    (outcome,) = attack(chosen(["reworded-question"]), tmp_path, agent=agent)
     assert "LEAKED" in outcome.fault
     assert outcome.worst is not None
     assert (outcome.worst.site, outcome.worst.crowd) == ("ghent", 1)
+
+
+def test_a_sum_that_was_opened_twice_is_found_in_whole_numbers():
+    """Half of the one and half of the other is an answer too, and no use: words are added, not halved."""
+    twice = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert sorted(_basic_solution(twice, np.array([1.0, -1.0]))) == pytest.approx([-1.0, 0.0, 1.0])

@@ -20,6 +20,7 @@ from itertools import combinations, islice
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
 
 from cloister.attack.record import Record, Secret, View
 from cloister.seal import derive, shamir
@@ -225,7 +226,7 @@ def _opened(names: Iterable[tuple[object, ...]], equations: Sequence[_Equation])
             matrix[place[column], at] = sign
     for name in wanted:
         target[place[name]] = 1.0
-    weights = np.rint(np.linalg.lstsq(matrix, target, rcond=None)[0])
+    weights = np.rint(_basic_solution(matrix, target))
     if not np.allclose(matrix @ weights, target):
         return None
     total = np.zeros_like(equations[0].words)
@@ -233,3 +234,15 @@ def _opened(names: Iterable[tuple[object, ...]], equations: Sequence[_Equation])
         total += each.words * total.dtype.type(int(weight) % (1 << (8 * total.itemsize)))
     reduce(total, equations[0].view.plan.bits)
     return total
+
+
+def _basic_solution(matrix: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The least squares solution that uses as few columns as the rank.
+
+    The one of smallest norm would not do: where a sum was opened twice, it takes half of each, and no integers.
+    """
+    q, r, order = scipy.linalg.qr(matrix, mode="economic", pivoting=True)
+    rank = int(np.sum(np.abs(np.diag(r)) > 1e-9))
+    solution = np.zeros(matrix.shape[1])
+    solution[order[:rank]] = scipy.linalg.solve_triangular(r[:rank, :rank], (q.T @ target)[:rank])
+    return solution
