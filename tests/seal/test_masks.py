@@ -139,3 +139,18 @@ def test_packed_words_are_added_as_unpacked_ones(bits: int) -> None:
     with pytest.raises(MalformedMessage):
         masks.add_packed(total, masks.pack(values[:-2], bits), bits)
     assert np.array_equal(total, expected), "a refused payload changed the sum"
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_masking_together_is_masking_each_alone(dtype, threads, monkeypatch):
+    monkeypatch.setattr(masks, "STREAMS", 3)  # so that there are several batches
+    size = 2 * masks.CHUNK // np.dtype(dtype).itemsize + 7
+    shared = [os.urandom(32) for _ in range(5)]
+    seeds = [[(os.urandom(32), 1), *((key, sign) for key in shared[at:])] for at, sign in enumerate((1, -1, 1))]
+    alone = [np.arange(size, dtype=dtype) + dtype(at) for at in range(3)]
+    together = [vector.copy() for vector in alone]
+    for vector, own in zip(alone, seeds, strict=True):
+        masks.apply_masks(vector, own)
+    masks.apply_together(together, seeds, threads)
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))

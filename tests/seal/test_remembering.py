@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
+
 import cloister
 from cloister.seal.identity import Identity, remembering, verify
 from cloister.vector.errors import BadSignature
@@ -46,8 +48,9 @@ def test_memory_is_used_inside_the_block_and_its_thread_only() -> None:
     assert refuses("a", b"body", bytes(64))
 
 
-def test_no_room_but_the_simulator_asks_for_it() -> None:
+@pytest.mark.parametrize("what", ["remembering", "mask_together"])
+def test_no_room_but_the_simulator_asks_for_it(what: str) -> None:
     root = Path(cloister.__file__).parent
-    users = {path.relative_to(root).parts[0] for path in root.rglob("*.py") if "remembering" in path.read_text()}
+    users = {path.relative_to(root).parts[0] for path in root.rglob("*.py") if what in path.read_text()}
     assert "seal" in users, "the search finds not even the definition"
     assert users <= {"seal", "simulation"}

@@ -17,6 +17,7 @@ the tree and leaves the machine as it was. A byte-for-byte repeat of an answered
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Protocol
 
@@ -27,7 +28,7 @@ from cloister.seal.buckets import check_buckets, partition
 from cloister.seal.graph import draw, mark
 from cloister.seal.identity import Identity, Randomness
 from cloister.seal.log import Agreement, LogView, origin_of
-from cloister.seal.masks import apply_masks, pack, reduce
+from cloister.seal.masks import Seed, apply_masks, apply_together, pack, reduce
 from cloister.seal.merkle import root_of
 from cloister.seal.messages import (
     KINDS,
@@ -360,18 +361,28 @@ class SealClient:
         Args: words: the encoded contribution, uint32 or uint64 [plan.words], every word below 2**bits; not changed.
         Raises: LayoutError: not a vector of this plan. ReusedSecret: masked once already. UnexpectedMessage.
         """
+        masked = self._unmasked(words)
+        apply_masks(masked, self._mask_seeds())
+        return self._announced(masked)
+
+    def _unmasked(self, words: Words) -> Words:
+        """A copy to mask, once it is known that this may be done."""
         if self.phase in (SitePhase.MASKED, SitePhase.AGREED, SitePhase.UNMASKED, SitePhase.DONE):
             raise ReusedSecret("the masks of this round were used already.", mend="Wait for the next round.")
-        after = step(SITE, self.phase, "mask", self.site)
+        step(SITE, self.phase, "mask", self.site)
         plan = self.plan
         if words.shape != (plan.words,) or words.dtype != plan.coder.dtype:
             raise LayoutError(f"{words.shape} {words.dtype} for a plan of {plan.words} {plan.coder.dtype}")
         if plan.bits < 32 and int(words.max()) >> plan.bits:
             raise LayoutError(f"a word does not fit {plan.bits} bits")
+        return words.copy()
+
+    def _mask_seeds(self) -> list[Seed]:
         seeds = [(derive.self_seed(self._beta, self._context, self.site), 1)]
-        seeds += [(seed, derive.pair_sign(self.site, other)) for other, seed in self._pairs.items()]
-        masked = words.copy()
-        apply_masks(masked, seeds)
+        return seeds + [(seed, derive.pair_sign(self.site, other)) for other, seed in self._pairs.items()]
+
+    def _announced(self, masked: Words) -> tuple[bytes, memoryview]:
+        after, plan = step(SITE, self.phase, "mask", self.site), self.plan
         reduce(masked, plan.bits)
         payload = pack(masked, plan.bits)
         parts = tuple(sha256(payload[at : at + PART_BYTES]).digest() for at in range(0, len(payload), PART_BYTES))
@@ -446,3 +457,16 @@ class SealClient:
 
     def _once(self, kind: str, value: bytes) -> None:
         self._journal.once(f"{self.plan.run.hex()}/{self.plan.round}/{kind}", value)
+
+
+def mask_together(
+    clients: Sequence[SealClient], contributions: Sequence[Words], threads: int
+) -> list[tuple[bytes, memoryview]]:
+    """`SealClient.mask` of all sites of a simulation: the same bytes, but both ends of a pair share one keystream.
+
+    For simulations alone: a site has no business with another's seeds.
+    """
+    vectors = [client._unmasked(words) for client, words in zip(clients, contributions, strict=True)]
+    apply_together(vectors, [client._mask_seeds() for client in clients], threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(SealClient._announced, clients, vectors))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -15,14 +14,13 @@ import numpy as np
 from cloister.job import Job
 from cloister.round.evidence import SIMULATION, Content, RoundEvidence, file_of, round_files, trust_file
 from cloister.seal.buckets import check_buckets, partition
-from cloister.seal.client import SealClient
+from cloister.seal.client import SealClient, mask_together
 from cloister.seal.graph import default_graph
 from cloister.seal.identity import Identity, remembering
 from cloister.seal.labels import ZERO32
 from cloister.seal.log import Log, origin_of
 from cloister.seal.masks import reduce
 from cloister.seal.merkle import root_of
-from cloister.seal.messages import masked_header
 from cloister.seal.plan import MAX_SITES, Plan
 from cloister.seal.receipt import Receipt
 from cloister.seal.roster import Member, Roster, sign_roster
@@ -184,9 +182,9 @@ class Masks:
 class _MaskedSum:
     """Keys and shares are exchanged with the whole cohort at once, as they are while real sites train.
 
-    A site that never adds anything has dropped out: its masks are taken off with the others' shares. Sites mask in
-    threads, one a core, while others train; what all of them verify (lists of keys, survivors, signatures on both) is
-    verified once.
+    A site that never adds anything has dropped out: its masks are taken off with the others' shares. What two sites
+    compute alike, each at its own end (the keystream of the pair), is computed once, and what all of them verify
+    (lists of keys, survivors, signatures on both) is verified once.
     """
 
     def __init__(self, federation: Masks, plan: Plan) -> None:
@@ -195,8 +193,7 @@ class _MaskedSum:
             plan, federation.roster, federation.coordinator, COORDINATOR, federation.last_receipt
         )
         self._clients = {site: self._client(site) for site in plan.sites}
-        self._threads = ThreadPoolExecutor(cores())
-        self._masking: dict[str, Future[tuple[bytes, memoryview]]] = {}
+        self._answers: dict[str, Words] = {}
         self._payloads: dict[str, memoryview] = {}
         self._known: set[tuple[bytes, bytes, bytes]] = set()
         self._sent: list[bytes] = []  # the first message that closed each phase
@@ -240,18 +237,16 @@ class _MaskedSum:
 
     def add(self, sites: Sequence[str], words: Words) -> None:
         (site,) = sites
-        self._masking[site] = self._threads.submit(self._masked, site, words)
-
-    def _masked(self, site: str, words: Words) -> tuple[bytes, memoryview]:
-        header, payload = self._clients[site].mask(words)
-        masked_header(header).check(root_of(payload), len(payload))
-        return header, payload
+        self._answers[site] = words
 
     def open(self) -> Words:
-        with remembering(self._known), self._threads:
-            for site, masking in self._masking.items():
-                header, self._payloads[site] = masking.result()
-                self._up[site] += len(self._payloads[site])
+        sites, answers = list(self._answers), list(self._answers.values())
+        masked = mask_together([self._clients[site] for site in sites], answers, cores()) if sites else []
+        self._answers = {}
+        with remembering(self._known):
+            for site, (header, payload) in zip(sites, masked, strict=True):
+                self._payloads[site] = payload
+                self._up[site] += len(payload)
                 self._hand_over(site, header)
             self._exchange()  # survivors -> consistent
             self._exchange()  # consistency -> unmask
