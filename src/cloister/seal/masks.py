@@ -62,17 +62,30 @@ def apply_masks(words: Words, seeds: Sequence[Seed], start: int = 0, threads: in
 
 
 def _apply(words: Words, seeds: Sequence[Seed], start: int) -> None:
-    width = words.dtype.itemsize
-    streams = [(_keystream(key, start * width).update_into, sign) for key, sign in seeds]
-    scratch = np.empty(CHUNK, np.uint8)
-    mask = scratch.view(words.dtype.newbyteorder("<"))
-    step = CHUNK // width
-    for at in range(0, len(words), step):
-        part: npt.NDArray[Any] = words[at : at + step]
-        zeros, stretch = memoryview(ZEROS)[: part.nbytes], mask[: len(part)]
-        for fill, sign in streams:
-            fill(zeros, scratch.data)
-            (np.add if sign > 0 else np.subtract)(part, stretch, out=part)
+    streams = Keystreams(seeds, start, words.dtype)
+    for at in range(0, len(words), streams.stretch):
+        streams.apply(words[at : at + streams.stretch])
+
+
+class Keystreams:
+    """The keystreams of many keys, applied to one stretch of a vector after the other.
+
+    Args: seeds: the keys and signs. start: the word at which the first stretch begins. dtype: of the words.
+    Attributes: stretch: words at a time, at most; the stretch and a mask stay in a core's cache.
+    """
+
+    def __init__(self, seeds: Sequence[Seed], start: int, dtype: np.dtype[Any]) -> None:
+        self._streams = [(_keystream(key, start * dtype.itemsize).update_into, sign) for key, sign in seeds]
+        self._scratch = np.empty(CHUNK, np.uint8)
+        self._mask = self._scratch.view(dtype.newbyteorder("<"))
+        self.stretch = len(self._mask)
+
+    def apply(self, part: npt.NDArray[Any]) -> None:
+        """Adds or subtracts the next words of all keystreams, in place. Args: part: the next stretch."""
+        zeros, mask, scratch = memoryview(ZEROS)[: part.nbytes], self._mask[: len(part)], self._scratch.data
+        for fill, sign in self._streams:
+            fill(zeros, scratch)
+            (np.add if sign > 0 else np.subtract)(part, mask, out=part)
 
 
 def apply_together(vectors: Sequence[Words], seeds: Sequence[Sequence[Seed]], threads: int = 1) -> None:

@@ -26,7 +26,7 @@ from cloister.seal.buckets import least, partition
 from cloister.seal.graph import check_choice
 from cloister.seal.identity import Identity
 from cloister.seal.log import open_checkpoint, origin_of
-from cloister.seal.masks import Seed, add_packed, apply_masks, packed_bytes, reduce
+from cloister.seal.masks import STREAMS, Keystreams, Seed, add_packed, packed_bytes, reduce
 from cloister.seal.messages import (
     Ciphertexts,
     Consistency,
@@ -62,7 +62,6 @@ from cloister.vector.errors import (
 )
 from cloister.vector.layout import Words
 
-CHUNK_WORDS = 1 << 18  # of the total at a time: 1 MiB that stays in a core's cache; even, so that packed words align
 SUBSETS = 512  # of answers left out, when too few are spare for decoding: enough for one liar, or two of 32
 SAID = {
     Phase.KEYS: "sent keys",
@@ -437,24 +436,27 @@ class SealServer:
         if self.phase is not Phase.OPEN:
             raise UnexpectedMessage(f"round {self.plan.round} is in the phase {self.phase.value!r}: no sum yet.")
         total: Words = np.zeros((self.plan.buckets, self.plan.words), self.plan.coder.dtype)
-        summed = [[site for site in bucket if site in set(self.u3)] for bucket in self._buckets]
-
-        def add(bucket: int, at: int) -> None:
-            part = total[bucket, at : at + CHUNK_WORDS]
-            offset, length = at * self.plan.bits // 8, packed_bytes(len(part), self.plan.bits)
-            for site in summed[bucket]:
-                data = read(site, offset, length)
-                if len(data) != length:
-                    raise BadUpload(f"{len(data)} bytes at {offset} of its masked vector, not {length}", site=site)
-                add_packed(part, data, self.plan.bits)
-            apply_masks(part, self._seeds[bucket], start=at)
-            reduce(part, self.plan.bits)
-
-        stretches = product(range(self.plan.buckets), range(0, self.plan.words, CHUNK_WORDS))
+        share = -(-self.plan.words // threads)
+        share += -share % 8  # packed words align
+        pieces = product(range(self.plan.buckets), range(0, self.plan.words, share))
         with ThreadPoolExecutor(threads) as pool:
-            for done in pool.map(lambda stretch: add(*stretch), stretches):
-                assert done is None
+            for done in [pool.submit(self._sum, total[at], at, first, share, read) for at, first in pieces]:
+                done.result()
         return total
+
+    def _sum(self, total: Words, bucket: int, first: int, share: int, read: Read) -> None:
+        """Adds up a piece of a bucket's vectors and takes off their masks, while a stretch of it is in the cache."""
+        bits, dtype = self.plan.bits, self.plan.coder.dtype
+        summed = [site for site in self._buckets[bucket] if site in set(self.u3)]
+        last = min(first + share, self.plan.words)
+        for batch in range(0, max(len(self._seeds[bucket]), 1), STREAMS):
+            streams = Keystreams(self._seeds[bucket][batch : batch + STREAMS], first, dtype)
+            for at in range(first, last, streams.stretch):
+                part = total[at : min(at + streams.stretch, last)]
+                if batch == 0:
+                    _add_vectors(part, summed, at * bits // 8, bits, read)
+                streams.apply(part)
+        reduce(total[first:last], bits)
 
     def counts(self) -> list[int]:
         """How many survivors each bucket has."""
@@ -495,3 +497,13 @@ class SealServer:
             previous=self._previous,
         )
         return sign_receipt(receipt, self._identity)
+
+
+def _add_vectors(part: Words, sites: Sequence[str], offset: int, bits: int, read: Read) -> None:
+    """Adds the same stretch of all these sites' masked vectors. Raises: BadUpload: one came back short."""
+    length = packed_bytes(len(part), bits)
+    for site in sites:
+        data = read(site, offset, length)
+        if len(data) != length:
+            raise BadUpload(f"{len(data)} bytes at {offset} of its masked vector, not {length}", site=site)
+        add_packed(part, data, bits)
