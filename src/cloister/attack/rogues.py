@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cloister.attack.liar import name_of
+from cloister.attack.liar import docstring_of, name_of
 from cloister.seal import labels
 from cloister.seal.client import SealClient
 from cloister.seal.merkle import root_of
@@ -30,6 +30,9 @@ from cloister.site.training import Worker
 from cloister.vector import Answer, CloisterError, Query
 from cloister.vector.layout import Words
 from cloister.wire import CoordinatorClient
+
+
+AWAITED: set[str] = set()  # the errors that this process is to be refused with
 
 
 class Rogue:
@@ -63,6 +66,8 @@ def _told() -> Iterator[None]:
         yield
     except CloisterError as fault:
         print(json.dumps({"refused": fault.name}), flush=True)
+        if fault.name not in AWAITED:
+            raise  # as an honest site is refused that comes too late; it takes part in the next round
         os._exit(0)  # it got what it came for; as a process that is gone, nobody waits for it
 
 
@@ -201,6 +206,7 @@ def command(name: str) -> tuple[str, ...]:
 def main(name: str, folder: str) -> None:
     """A site that cheats, until it is ended."""
     kind = ROGUES[name]
+    AWAITED.update(docstring_of(kind)[2])
     replaced: dict[Any, dict[str, type]] = {
         runs: {"SealClient": kind.seal, "Worker": kind.worker},
         agent: {"CoordinatorClient": kind.client},
