@@ -31,7 +31,6 @@ from cloister.vector import Answer, CloisterError, Query
 from cloister.vector.layout import Words
 from cloister.wire import CoordinatorClient
 
-
 AWAITED: set[str] = set()  # the errors that this process is to be refused with
 
 
