@@ -24,7 +24,7 @@ from cloister.seal.labels import fields
 from cloister.seal.roster import Roster
 from cloister.wire import CoordinatorClient, Invitation, enroll, fetch_certificate, fetch_roster
 
-QUICK = Patience(answer=20.0, training=20.0, gather=3.0, cohort=20.0, restart=3.0)
+QUICK = Patience(answer=20.0, training=20.0, gather=3.0, cohort=20.0, restart=3.0, again=0.1)
 
 
 @dataclass

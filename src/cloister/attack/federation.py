@@ -51,7 +51,7 @@ DATASET = "synthetic"
 FEATURES, CLASSES, ROWS = 100, 10, 60  # so that a model has about a thousand words, enough to tell noise from a leak
 COLLUDERS = 2  # that the sites' policy assumes: five sites tolerate that many
 AGENT = (sys.executable, "-m", "cloister.cli", "site", "run")
-PATIENCE = Patience(answer=15.0, training=30.0, gather=20.0, cohort=20.0)
+PATIENCE = Patience(answer=15.0, training=30.0, gather=20.0, cohort=20.0, again=0.0)
 PROGRESS_SECONDS = 60.0  # without a sign of progress; a site starts in three
 STOP_SECONDS = 10.0
 LOOK_SECONDS = 0.02

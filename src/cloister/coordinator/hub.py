@@ -31,6 +31,8 @@ class Patience:
       gather: at a run's start, for sites that are not there yet, once enough are.
       cohort: for enough sites to be there, before a run fails.
       restart: for sites to come back after a restart of the coordinator; above the client's longest backoff.
+      again: before a question is asked again whose round was void, and twice that the next time; above the grace in
+        which a site still counts as there.
       disk: between two attempts while the disk is full.
     """
 
@@ -39,6 +41,7 @@ class Patience:
     gather: float = 10.0
     cohort: float = 600.0
     restart: float = 5.0
+    again: float = 4.0
     disk: float = 5.0
 
 
