@@ -216,7 +216,7 @@ class RemoteCohort:
         raise RoundVoid(f"{ATTEMPTS} rounds for {query.task!r} ended without a sum.", mend=str(last)) from last
 
     async def _pause(self, attempt: int) -> None:
-        """Between two rounds of a question: until it shows who is gone, and longer each time, for those who return."""
+        """Between two rounds of a question: until it shows who is gone, and longer each time, for who returns."""
         until = time.monotonic() + self._hub.patience.again * (attempt + 1)
         while attempt + 1 < ATTEMPTS and not self._hub.signals.closing and (left := until - time.monotonic()) > 0:
             await self._hub.signals.wait(["presence"], left)
