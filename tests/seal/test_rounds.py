@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cloister.seal import Phase, SitePhase
 from cloister.seal.masks import packed_bytes
 from cloister.seal.receipt import open_receipt
-from cloister.vector.errors import BadShare, RoundVoid, TooFewSurvivors, UnexpectedMessage
+from cloister.vector.errors import BadShare, BadUpload, RoundVoid, TooFewSurvivors, UnexpectedMessage
 
 PHASES = ("keys", "shares", "masked", "consistent", "unmask")
 
@@ -107,6 +107,42 @@ def test_a_long_vector_opens_in_stretches(rig: Any) -> None:
     assert np.array_equal(total, federation.expected(["amsterdam", "cork", "delft"]))
     assert max(lengths) < 1 << 18
     assert sum(lengths) == 3 * packed_bytes(federation.plan.words, 20)
+
+
+@pytest.mark.parametrize("bits", [20, 32, 64])
+def test_vectors_that_were_added_as_they_arrived_are_not_read_again(rig: Any, bits: int) -> None:
+    federation = rig(sites=5, size=1001, bits=bits)
+    federation.upto("opened")
+    asked: list[str] = []
+
+    def read(site: str, offset: int, length: int) -> bytes:
+        asked.append(site)
+        return federation.read(site, offset, length)
+
+    for site in ("basel", "delft", "basel"):
+        federation.server.add(site, federation.read)
+    federation.close()
+    assert np.array_equal(federation.server.total(read)[0], federation.expected(federation.names))
+    assert set(asked) == {"amsterdam", "cork", "essen"}
+    assert np.array_equal(federation.server.total(read)[0], federation.expected(federation.names))
+    assert set(asked) == set(federation.names)
+
+
+def test_an_addition_that_was_cut_off_leaves_no_trace(rig: Any) -> None:
+    federation = rig(sites=4, size=700_001)
+
+    def broken(site: str, offset: int, length: int) -> bytes:
+        return federation.read(site, offset, length if offset == 0 else length - 1)
+
+    federation.upto("opened")
+    with pytest.raises(UnexpectedMessage, match="no masked vector"):
+        federation.server.add("nobody", federation.read)
+    federation.server.add("cork", federation.read)
+    with pytest.raises(BadUpload):
+        federation.server.add("basel", broken)
+    federation.server.add("delft", federation.read)
+    federation.close()
+    assert np.array_equal(federation.server.total(federation.read)[0], federation.expected(federation.names))
 
 
 def test_two_rounds_of_a_run_are_chained_and_share_no_bytes(rig: Any) -> None:

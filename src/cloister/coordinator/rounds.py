@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -165,6 +166,7 @@ class OpenRound:
         data = self._hub.store.look(lambda tx: tx.uploads(*key)[site])
         async with self._lock:
             self._receive(site, data, None)
+            await asyncio.to_thread(self.server.add, site, Uploads(self._hub.parts, self._headers).read)
 
     def drop(self, tx: Tx, site: str) -> None:
         """The site will not answer any more in this round: it refused, or lost its secrets."""
@@ -240,7 +242,7 @@ class OpenRound:
         """The sum of each bucket, [buckets, words], and its Merkle root; read from disk in pieces."""
         started = time.monotonic()
         uploads = Uploads(self._hub.parts, {site: self._headers[site] for site in self.server.u3})
-        words = self.server.total(uploads.read)
+        words = self.server.total(uploads.read, threads=os.cpu_count() or 1)
         roots = [root_of(little_endian(part)) for part in words]
         self.seconds["open"] = time.monotonic() - started
         return words, roots

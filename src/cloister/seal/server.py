@@ -7,6 +7,7 @@ message raises a typed error and changes nothing; an identical repeat of an acce
     server = SealServer(plan, roster, identity, "hub", previous_receipt)
     server.open()                                   # message 0, the same for every site of the plan
     server.receive(site, message)                   # 1, 3, 5, 7, 9, in any order of sites
+    server.add(site, read)                          # a masked vector, while it is at hand
     server.close()                                  # 2, 4, 6, 8 by recipient; after 9 the sum can be opened
     server.total(read)                              # the sum, without its masks
     server.receipt(sum_root, state_digest)          # message 10
@@ -62,6 +63,7 @@ from cloister.vector.errors import (
 )
 from cloister.vector.layout import Words
 
+STRETCH = 1 << 18  # words that are read at a time
 SUBSETS = 512  # of answers left out, when too few are spare for decoding: enough for one liar, or two of 32
 SAID = {
     Phase.KEYS: "sent keys",
@@ -108,6 +110,7 @@ class SealServer:
         self._consistent: dict[str, Consistent] = {}
         self._unmask: dict[str, Unmask] = {}
         self._released: dict[str, dict[str, int]] = {}  # by who answered, by whose secret: the share
+        self._sum: tuple[set[str], Words] | None = None  # whose masked vectors are added up, [buckets, words]
         self._seeds: list[list[Seed]] = []  # by bucket
         self._opening: list[int] = []
         self._weights: dict[tuple[int, ...], list[int]] = {}  # Lagrange coefficients by points
@@ -236,6 +239,38 @@ class SealServer:
         for share in message.shares:
             shamir.from_bytes(share)
         self._unmask[site] = message
+
+    def add(self, site: str, read: Read) -> None:
+        """Adds an accepted masked vector to the sum as it arrives, so that `total` need not read it again.
+
+        Of use, not needed: `total` reads those that are missing. Args: read: as for `total`.
+        Raises: UnexpectedMessage: none was accepted of this site. What `read` raises: nothing is added yet, then.
+        """
+        if site not in self._masked:
+            raise UnexpectedMessage("no masked vector was accepted from this site", site=site)
+        added, sums = self._take_sum()
+        if site not in added:
+            bucket = next(at for at, sites in enumerate(self._buckets) if site in sites)
+            self._add(sums[bucket], [site], 0, read)
+            added.add(site)
+        self._sum = added, sums
+
+    def _take_sum(self) -> tuple[set[str], Words]:
+        """Whose vectors are added up so far, and their sums. Taken: one that a fault cuts off is never used again."""
+        taken, self._sum = self._sum, None
+        return taken or (set(), np.zeros((self.plan.buckets, self.plan.words), self.plan.coder.dtype))
+
+    def _add(self, part: Words, sites: Sequence[str], first: int, read: Read) -> None:
+        """Adds masked vectors of `sites`, from their word `first` on. Raises: BadUpload: one came back short."""
+        bits = self.plan.bits
+        for at in range(0, len(part), STRETCH):
+            stretch = part[at : at + STRETCH]
+            length = packed_bytes(len(stretch), bits)
+            for site in sites:
+                data = read(site, (first + at) * bits // 8, length)
+                if len(data) != length:
+                    raise BadUpload(f"{len(data)} bytes of its masked vector, not {length}", site=site)
+                add_packed(stretch, data, bits)
 
     def _same_list(self, h1: bytes) -> None:
         if h1 != self._h1:
@@ -428,6 +463,7 @@ class SealServer:
 
         Args: read: (site, offset, length) -> bytes of the payload that the site's header announced; called for one
           stretch at a time, from `threads` threads, so memory stays at the result and one stretch for each thread.
+          Nothing is read of a vector that was added as it arrived.
         Returns: uint32 or uint64 [plan.buckets, plan.words].
         Raises: RoundVoid: nothing was opened. UnexpectedMessage: not opened yet. BadUpload: `read` came back short.
         """
@@ -435,28 +471,30 @@ class SealServer:
             raise RoundVoid(f"round {self.plan.round} ended without a sum: nothing was opened.")
         if self.phase is not Phase.OPEN:
             raise UnexpectedMessage(f"round {self.plan.round} is in the phase {self.phase.value!r}: no sum yet.")
-        total: Words = np.zeros((self.plan.buckets, self.plan.words), self.plan.coder.dtype)
+        added, sums = self._take_sum()
+        left = set(self.u3) - added
+        missing = [[site for site in bucket if site in left] for bucket in self._buckets]
         share = -(-self.plan.words // threads)
         share += -share % 8  # packed words align
         pieces = product(range(self.plan.buckets), range(0, self.plan.words, share))
         with ThreadPoolExecutor(threads) as pool:
-            for done in [pool.submit(self._sum, total[at], at, first, share, read) for at, first in pieces]:
+            for done in [
+                pool.submit(self._open, sums[at][first : first + share], first, missing[at], self._seeds[at], read)
+                for at, first in pieces
+            ]:
                 done.result()
-        return total
+        return sums
 
-    def _sum(self, total: Words, bucket: int, first: int, share: int, read: Read) -> None:
-        """Adds up a piece of a bucket's vectors and takes off their masks, while a stretch of it is in the cache."""
-        bits, dtype = self.plan.bits, self.plan.coder.dtype
-        summed = [site for site in self._buckets[bucket] if site in set(self.u3)]
-        last = min(first + share, self.plan.words)
-        for batch in range(0, max(len(self._seeds[bucket]), 1), STREAMS):
-            streams = Keystreams(self._seeds[bucket][batch : batch + STREAMS], first, dtype)
-            for at in range(first, last, streams.stretch):
-                part = total[at : min(at + streams.stretch, last)]
+    def _open(self, part: Words, first: int, missing: Sequence[str], seeds: Sequence[Seed], read: Read) -> None:
+        """Adds the missing vectors to a piece of a bucket's sum, and takes off all masks, stretch by stretch."""
+        for batch in range(0, max(len(seeds), 1), STREAMS):
+            streams = Keystreams(seeds[batch : batch + STREAMS], first, part.dtype)
+            for at in range(0, len(part), streams.stretch):
+                stretch = part[at : at + streams.stretch]
                 if batch == 0:
-                    _add_vectors(part, summed, at * bits // 8, bits, read)
-                streams.apply(part)
-        reduce(total[first:last], bits)
+                    self._add(stretch, missing, first + at, read)
+                streams.apply(stretch)
+        reduce(part, self.plan.bits)
 
     def counts(self) -> list[int]:
         """How many survivors each bucket has."""
@@ -497,13 +535,3 @@ class SealServer:
             previous=self._previous,
         )
         return sign_receipt(receipt, self._identity)
-
-
-def _add_vectors(part: Words, sites: Sequence[str], offset: int, bits: int, read: Read) -> None:
-    """Adds the same stretch of all these sites' masked vectors. Raises: BadUpload: one came back short."""
-    length = packed_bytes(len(part), bits)
-    for site in sites:
-        data = read(site, offset, length)
-        if len(data) != length:
-            raise BadUpload(f"{len(data)} bytes at {offset} of its masked vector, not {length}", site=site)
-        add_packed(part, data, bits)
