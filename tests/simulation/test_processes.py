@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from cloister.simulation.processes import ProcessEngine
+from cloister.simulation.processes import ProcessEngine, Shared
 
 
 class NoSites:
@@ -27,7 +27,7 @@ def test_ctrl_c_in_the_middle_of_a_fork_is_not_lost():
     engine = ProcessEngine(NoSites(), 1)
     try:
         with pytest.raises(KeyboardInterrupt):
-            engine._start(0)
+            engine._start(0, Shared(1, 1, 1))
         assert not press
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:

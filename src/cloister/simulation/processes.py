@@ -1,13 +1,15 @@
 """The engine of many processes: every core computes contributions and adds them up in memory that all share.
 
     this process                                 each worker (forked: it has the data, the job and its code already)
-    model into shared memory, HEADER      ->     makes the query and its coder
-    some sites, and more as each is done  ->     contributions, added to its own sum
-                                          <-     done; who has no answer, and why
+    model into shared memory
+    tickets into a pipe that all read     ->     takes one whenever it is free: some sites, and fewer towards the end
+    Header, once                          ->     contributions, added to its own sum, until no ticket is left
+                                          <-     Done, once: whose they are; who has no answer, and why
     adds up the workers' sums
 
-Who is asked next is decided as workers come free, the largest sites first, so none waits long at the end of a round.
-A worker that is killed loses its sum: its sites are asked again, by another in its place.
+Nobody hands out work while it is done: a ticket is one read of eight bytes, and the largest sites come first, so that
+none waits long at the end of a round. A worker that is killed loses its sum, and another takes its place; sites that
+are in nobody's sum when the tickets are used up are dealt out again.
 """
 
 from __future__ import annotations
@@ -16,25 +18,30 @@ import contextlib
 import math
 import mmap
 import multiprocessing
+import os
 import signal
+import struct
 import threading
 import traceback
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cloister.simulation.engine import Part, SerialEngine
 from cloister.vector import FixedPoint, Query
 from cloister.vector.errors import DataError, TaskError, UsageError, WorkerDied
 from cloister.vector.layout import Words
 
-MOST_AT_ONCE = 64  # sites handed to a worker in one message
-AHEAD = 2  # messages that a worker has to do: the next waits while one is computed
+TICKET = struct.Struct("<II")  # sites of the header's list, from and up to: read as a whole or not at all
+MOST_TICKETS = 4096  # what any system's pipe holds; what is not dealt is dealt next
+SHARES = 4  # into how many parts a core's share of what is left is cut: stealing costs little, waiting more
 ALIGNED = 64  # bytes: tensors start where torch's own would
+MOST_DEATHS, MOST_DEATHS_ELSEWHERE = 2, 10  # of workers in one sum: at one site; between sites
 
 Fault = tuple[str, TaskError | DataError, str]  # site, why, and the traceback of the job's own code
 
@@ -45,17 +52,23 @@ class Header:
 
     query: Query
     tensors: list[tuple[str, str, tuple[int, ...], int]]
-    sites: int
+    coded_sites: int
     bits: int
     apart: bool
+    sites: list[str]
 
 
 @dataclass(frozen=True)
 class Done:
-    """A worker's report of one message: faults, and the contributions themselves where they are kept apart."""
+    """Whose contributions a worker's sum holds now, who has none, and whether it found no ticket any more.
 
+    Attributes: words: the contribution itself, of one site, where they are kept apart.
+    """
+
+    sites: list[str]
     faults: list[Fault]
-    words: list[tuple[str, bytes]]
+    words: bytes | None = None
+    last: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,12 +88,46 @@ class Remote(Exception):
 
 @dataclass
 class Worker:
-    """Attributes: busy: what it has been given and not reported. claimed: all that its sum holds or will hold."""
+    """Attributes: summed: sites that it has reported, whose contributions are in its sum (or have none)."""
 
     process: Any
     connection: Connection
-    busy: deque[list[str]] = field(default_factory=deque)
-    claimed: list[list[str]] = field(default_factory=list)
+    summed: set[str] = field(default_factory=set)
+
+
+class Shared:
+    """What this process and its workers all have: memory fixed before they are forked, and the pipe of tickets.
+
+    Args: workers: how many. broadcast_bytes: of a query's tensors. sum_bytes: of one worker's sum.
+    Attributes: hands: int32[workers]: which of the header's sites a worker is at, counted from 1; 0: none.
+    """
+
+    def __init__(self, workers: int, broadcast_bytes: int, sum_bytes: int) -> None:
+        self.broadcast = mmap.mmap(-1, max(broadcast_bytes, 1))
+        self._sums, self._sum_bytes = mmap.mmap(-1, max(workers * sum_bytes, 1)), sum_bytes
+        self.hands: npt.NDArray[np.int32] = np.frombuffer(mmap.mmap(-1, 4 * workers), np.int32)
+        self._taken, self._dealt = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def fits(self, broadcast_bytes: int, sum_bytes: int) -> bool:
+        return broadcast_bytes <= len(self.broadcast) and sum_bytes <= self._sum_bytes
+
+    def sum_of(self, at: int, coder: FixedPoint) -> Words:
+        words: Words = np.frombuffer(self._sums, coder.dtype, coder.size, at * self._sum_bytes)
+        return words
+
+    def deal(self, tickets: list[tuple[int, int]]) -> None:
+        os.write(self._dealt, b"".join(TICKET.pack(*ticket) for ticket in tickets[:MOST_TICKETS]))
+
+    def take(self) -> tuple[int, int] | None:
+        try:
+            start, stop = TICKET.unpack(os.read(self._taken, TICKET.size))
+        except BlockingIOError:
+            return None
+        return start, stop
+
+    def close(self) -> None:
+        os.close(self._taken)
+        os.close(self._dealt)
 
 
 class ProcessEngine:
@@ -95,7 +142,7 @@ class ProcessEngine:
             raise UsageError("engine='processes' needs a system that can fork.", mend="Use engine='serial'.")
         self._serial, self._count = serial, count
         self._workers: list[Worker] = []
-        self._broadcast, self._sums = mmap.mmap(-1, 1), mmap.mmap(-1, 1)
+        self._shared: Shared | None = None
 
     # --- one sum
 
@@ -107,115 +154,129 @@ class ProcessEngine:
             raise
 
     def _parts(self, query: Query, coder: FixedPoint, sites: Sequence[str], apart: bool) -> Iterator[Part]:
-        header = self._begin(query, coder, apart)
-        queue = deque(self._by_size(sites))
+        shared, header = self._begin(query, coder, apart)
+        missing = self._by_size(sites)
         faults: dict[str, Fault] = {}
-        killed_at: set[str] = set()
-        while True:
-            for worker in self._workers:
-                while queue and len(worker.busy) < AHEAD:
-                    self._give(worker, queue)
-            busy = [worker for worker in self._workers if worker.busy]
-            if not busy:
-                break
-            ready = wait([each for worker in busy for each in (worker.connection, worker.process.sentinel)])
-            for worker in busy:
-                done: Done | Broken | None = None
-                if worker.connection in ready:
-                    done = _received(worker.connection)
-                elif worker.process.sentinel not in ready:
-                    continue
-                if done is None:
-                    self._replace(worker, header, queue, killed_at)
-                    continue
-                if isinstance(done, Broken):
-                    raise WorkerDied(f"a training process failed with {done.kind}.") from Remote(done.told)
-                worker.busy.popleft()
+        deaths: Counter[str] = Counter()
+        while missing:
+            answered: set[str] = set()
+            for done in self._deal(shared, replace(header, sites=missing), coder, deaths):
                 faults.update({fault[0]: fault for fault in done.faults})
-                for site, words in done.words:
-                    yield Part((site,), np.frombuffer(words, coder.dtype).copy())
-        yield from self._end(coder, sites, faults, apart)
-
-    def _begin(self, query: Query, coder: FixedPoint, apart: bool) -> Header:
-        tensors, end = [], 0
-        for name, array in query.tensors.items():
-            tensors.append((name, array.dtype.str, array.shape, end))
-            end += -(-array.nbytes // ALIGNED) * ALIGNED
-        sum_bytes = self._count * coder.size * coder.dtype.itemsize
-        if not self._workers or end > len(self._broadcast) or sum_bytes > len(self._sums):
-            self.close()  # the memory that is shared is fixed when a worker is forked
-            self._broadcast, self._sums = mmap.mmap(-1, max(end, 1)), mmap.mmap(-1, sum_bytes)
-            self._workers = [self._start(at) for at in range(self._count)]
-        for (_, dtype, shape, at), array in zip(tensors, query.tensors.values(), strict=True):
-            np.frombuffer(self._broadcast, dtype, math.prod(shape), at).reshape(shape)[...] = array
-        header = Header(replace(query, tensors={}), tensors, coder.sites, coder.bits, apart)
-        for at, worker in enumerate(self._workers):
-            _sum_of(self._sums, at, coder)[...] = 0
-            worker.claimed.clear()
-            _send(worker.connection, header)
-        return header
-
-    def _end(self, coder: FixedPoint, sites: Sequence[str], faults: dict[str, Fault], apart: bool) -> Iterator[Part]:
+                if done.words is not None:
+                    yield Part(done.sites, np.frombuffer(done.words, coder.dtype).copy())
+                if apart:  # it is out of the worker's hands
+                    answered.update(done.sites)
+            if apart:
+                missing = [site for site in missing if site not in answered]
+            else:
+                answered.update(*(worker.summed for worker in self._workers))
+                missing = [site for site in self._by_size(sites) if site not in answered]
         for site, fault, told in faults.values():
             if told:
                 fault.__cause__ = Remote(told)
             yield Part((site,), None, fault)
         summed = [site for site in sites if site not in faults]
         if summed and not apart:
-            sums = [_sum_of(self._sums, at, coder) for at in range(self._count)]
-            yield Part(summed, np.add.reduce(sums, axis=0, dtype=coder.dtype))
+            yield Part(summed, np.add.reduce([shared.sum_of(at, coder) for at in range(self._count)], axis=0))
+
+    def _begin(self, query: Query, coder: FixedPoint, apart: bool) -> tuple[Shared, Header]:
+        """The query's tensors into shared memory, empty sums, and workers if there are none that could use them."""
+        tensors, end = [], 0
+        for name, array in query.tensors.items():
+            tensors.append((name, array.dtype.str, array.shape, end))
+            end += -(-array.nbytes // ALIGNED) * ALIGNED
+        sum_bytes = -(-coder.size * coder.dtype.itemsize // ALIGNED) * ALIGNED
+        shared = self._shared
+        if shared is None or not shared.fits(end, sum_bytes):
+            self.close()
+            self._shared = shared = Shared(self._count, end, sum_bytes)
+            for at in range(self._count):
+                self._workers.append(self._start(at, shared))
+        for (_, dtype, shape, start), array in zip(tensors, query.tensors.values(), strict=True):
+            np.frombuffer(shared.broadcast, dtype, math.prod(shape), start).reshape(shape)[...] = array
+        for at, worker in enumerate(self._workers):
+            shared.sum_of(at, coder)[...] = 0
+            worker.summed.clear()
+        return shared, Header(replace(query, tensors={}), tensors, coder.sites, coder.bits, apart, [])
+
+    def _deal(self, shared: Shared, header: Header, coder: FixedPoint, deaths: Counter[str]) -> Iterator[Done]:
+        """Has the header's sites computed, except those that a worker had when it was killed."""
+        shared.deal(self._tickets(header.sites))
+        for worker in self._workers:
+            _send(worker.connection, header)
+        waiting = list(self._workers)
+        while waiting:
+            ready = wait([each for worker in waiting for each in (worker.connection, worker.process.sentinel)])
+            for worker in list(waiting):
+                done: Done | Broken | None = None
+                if worker.connection in ready:
+                    done = _received(worker.connection)
+                elif worker.process.sentinel not in ready:
+                    continue
+                if isinstance(done, Broken):
+                    raise WorkerDied(f"a training process failed with {done.kind}.") from Remote(done.told)
+                if done is None:
+                    waiting[waiting.index(worker)] = self._replace(worker, shared, header, coder, deaths)
+                    continue
+                worker.summed.update(done.sites)
+                if done.last:
+                    waiting.remove(worker)
+                yield done
 
     def _by_size(self, sites: Sequence[str]) -> list[str]:
         """The largest first, where the data tell sizes before they are loaded."""
         rows = getattr(self._serial.data, "rows", None)
         return sorted(sites, key=rows, reverse=True) if rows else list(sites)
 
-    def _give(self, worker: Worker, queue: deque[str]) -> None:
-        some = min(MOST_AT_ONCE, max(1, len(queue) // (4 * self._count)))
-        chunk = [queue.popleft() for _ in range(some)]
-        worker.busy.append(chunk)
-        worker.claimed.append(chunk)
-        _send(worker.connection, chunk)
+    def _tickets(self, sites: Sequence[str]) -> list[tuple[int, int]]:
+        """By rows, a fraction of what is left: guided self-scheduling (Polychronopoulos, Kuck 1987)."""
+        rows = getattr(self._serial.data, "rows", None)
+        sizes = [rows(site) for site in sites] if rows else [1] * len(sites)
+        tickets, start, left = [], 0, sum(sizes)
+        while start < len(sites):
+            stop, taken = start + 1, sizes[start]
+            while stop < len(sites) and taken + sizes[stop] <= left / (SHARES * self._count):
+                taken += sizes[stop]
+                stop += 1
+            tickets.append((start, stop))
+            start, left = stop, left - taken
+        return tickets
 
     # --- workers
 
-    def _start(self, at: int) -> Worker:
+    def _start(self, at: int, shared: Shared) -> Worker:
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
         others = [worker.connection for worker in self._workers] + [here]
-        memory = (self._broadcast, self._sums, at)
-        process = context.Process(target=_work, args=(self._serial, there, others, memory), daemon=True)
+        process = context.Process(target=_work, args=(self._serial, there, others, shared, at), daemon=True)
         with _interrupts_held():
             process.start()
         there.close()
         return Worker(process, here)
 
-    def _replace(self, worker: Worker, header: Header, queue: deque[str], killed_at: set[str]) -> None:
-        """Another in the place of one that was killed; its sites are asked again, those it had in hand one by one."""
+    def _replace(
+        self, worker: Worker, shared: Shared, header: Header, coder: FixedPoint, deaths: Counter[str]
+    ) -> Worker:
+        """Another in the place of one that was killed, with an empty sum; it takes tickets as all do."""
         at = self._workers.index(worker)
         worker.process.join()
-        suspects = worker.busy[0] if worker.busy else []
-        if len(suspects) == 1 and suspects[0] in killed_at:
+        hand = int(shared.hands[at])
+        site = header.sites[hand - 1] if hand else ""
+        deaths[site] += 1
+        if deaths[site] == (MOST_DEATHS if site else MOST_DEATHS_ELSEWHERE):
             raise WorkerDied(
-                f"a training process was killed twice at this site ({_ending(worker.process.exitcode)}).",
+                f"a training process was killed {'twice' if site else 'again and again'}"
+                f"{' at this site' if site else ''} ({_ending(worker.process.exitcode)}).",
                 mend="Give it more memory: fewer processes, smaller batches.",
-                site=suspects[0],
+                site=site,
             )
-        killed_at.update(suspects)
-        lost = list(worker.busy) if header.apart else worker.claimed
-        queue.extendleft(site for chunk in lost for site in chunk)
         worker.connection.close()
+        shared.sum_of(at, coder)[...] = 0
+        shared.hands[at] = 0
         self._workers.remove(worker)
-        self._workers.insert(at, self._start(at))
-        coder = FixedPoint(header.query.sealed_layout, header.sites, header.bits)
-        _sum_of(self._sums, at, coder)[...] = 0
-        self._workers[at].connection.send(header)
-        for site in suspects:  # alone, so that a second death is one site's
-            if len(suspects) > 1 and site in queue:
-                queue.remove(site)
-                self._workers[at].busy.append([site])
-                self._workers[at].claimed.append([site])
-                self._workers[at].connection.send([site])
+        self._workers.insert(at, self._start(at, shared))
+        _send(self._workers[at].connection, header)
+        return self._workers[at]
 
     def close(self) -> None:
         for worker in self._workers:
@@ -224,6 +285,9 @@ class ProcessEngine:
         for worker in self._workers:
             worker.process.join()
         self._workers = []
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
 
 @contextlib.contextmanager
@@ -260,48 +324,44 @@ def _ending(code: int | None) -> str:
     return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
 
-def _sum_of(memory: mmap.mmap, at: int, coder: FixedPoint) -> Words:
-    words: Words = np.frombuffer(memory, coder.dtype, coder.size, at * coder.size * coder.dtype.itemsize)
-    return words
-
-
 # --- in a worker
 
 
-def _work(
-    serial: SerialEngine, connection: Connection, others: list[Connection], memory: tuple[mmap.mmap, mmap.mmap, int]
-) -> None:
+def _work(serial: SerialEngine, connection: Connection, others: list[Connection], shared: Shared, at: int) -> None:
     """A worker's life: until the other end of its pipe is gone, whatever became of that process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
     for other in others:
         other.close()
     try:
-        _serve(serial, connection, memory)
+        while True:
+            header: Header = connection.recv()
+            for done in _computed(serial, header, shared, at):
+                connection.send(done)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except Exception as fault:
         _send(connection, Broken(type(fault).__name__, traceback.format_exc()))
 
 
-def _serve(serial: SerialEngine, connection: Connection, memory: tuple[mmap.mmap, mmap.mmap, int]) -> None:
-    broadcast, sums, at = memory
-    while True:
-        message: Header | list[str] = connection.recv()
-        if isinstance(message, Header):
-            apart = message.apart
-            query = _query(message, broadcast)
-            coder = FixedPoint(query.sealed_layout, message.sites, message.bits)
-            total = _sum_of(sums, at, coder)
-            continue
-        done = Done([], [])
-        for part in serial.each(query, coder, message):
-            if part.words is None:
-                done.faults.append(_told(part))
-            elif apart:
-                done.words.append((part.sites[0], part.words.tobytes()))
-            else:
-                total += part.words
-        connection.send(done)
+def _computed(serial: SerialEngine, header: Header, shared: Shared, at: int) -> Iterator[Done]:
+    """What there are tickets for: each contribution by itself where they are kept apart, else one report of all."""
+    query = _query(header, shared.broadcast)
+    coder = FixedPoint(query.sealed_layout, header.coded_sites, header.bits)
+    total, summed, faults = shared.sum_of(at, coder), list[str](), list[Fault]()
+    while ticket := shared.take():
+        for place in range(*ticket):
+            shared.hands[at] = place + 1
+            for part in serial.each(query, coder, header.sites[place : place + 1]):
+                if part.words is not None and header.apart:
+                    yield Done(list(part.sites), [], part.words.tobytes(), last=False)
+                    continue
+                if part.words is None:
+                    faults.append(_told(part))
+                else:
+                    total += part.words
+                summed += part.sites
+            shared.hands[at] = 0
+    yield Done(summed, faults)
 
 
 def _query(header: Header, broadcast: mmap.mmap) -> Query:

@@ -372,11 +372,13 @@ class FixedPoint:
         """A stretch of one block, from its coordinate `at` on."""
         size, noise = slot.block.coordinates, slot.block.noise
         stop = min(at + CHUNK, size)
-        total: Floats = np.zeros(stop - at, np.float64)
-        for limb in reversed(range(slot.limbs)):
+        last = slot.start + (slot.limbs - 1) * size
+        total = self._signed(words[last + at : last + stop])
+        for limb in reversed(range(slot.limbs - 1)):
             start = slot.start + limb * size
             total = np.ldexp(total, self._limb_bits) + self._signed(words[start + at : start + stop])
-        return total * noise.step if noise is not None else np.ldexp(total, -slot.exponent)
+        total *= noise.step if noise is not None else math.ldexp(1.0, -slot.exponent)  # a power of two: exact
+        return total
 
     def _signed(self, words: Words) -> Floats:
         if self.bits >= 32:
