@@ -346,8 +346,8 @@ def test_a_sum_forged_after_opening(
     """One word of one sum, altered before anything was made of it: all that follows fits, and the audit finds it."""
     honest = SealServer.total
 
-    def forged(self: SealServer, read: Any) -> Any:
-        words = honest(self, read)
+    def forged(self: SealServer, read: Any, threads: int = 1) -> Any:
+        words = honest(self, read, threads)
         if self.plan.round == 2:
             words.reshape(-1)[7] += 1
         return words

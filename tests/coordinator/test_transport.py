@@ -194,6 +194,24 @@ def test_retries_are_told_and_end_in_one_clear_error(federation: Federation) -> 
     assert "trying again" in told[0]
 
 
+def test_an_answer_in_no_encoding_is_refused_by_name(federation: Federation) -> None:
+    (kent,) = federation.admit("kent")
+
+    async def garbled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\njunk")
+        writer.close()
+
+    async def act() -> None:
+        server = await asyncio.start_server(garbled, "127.0.0.1", 0)
+        async with server, await kent.client(patience_seconds=0.5) as site:
+            site._http._client.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(MalformedMessage, match="encoding"):
+                await site.poll(0, hold_seconds=0)
+
+    asyncio.run(act())
+
+
 def test_a_taken_port_and_a_served_folder(federation: Federation, tmp_path: Path) -> None:
     other = init_coordinator(tmp_path / "other", "heart", root_path=tmp_path / "other.key")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(AddressInUse, match="taken"):

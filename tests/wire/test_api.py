@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,9 +22,16 @@ BODIES = [
     api.Refusal,
     api.JobNotice,
     api.Void,
+    api.Done,
     api.RunRef,
+    api.EntryRef,
+    api.Challenge,
     api.Watch,
 ]
+
+
+def test_the_list_of_bodies_is_complete() -> None:
+    assert set(BODIES) == set(api.Body.__subclasses__())
 
 
 @given(st.sampled_from(BODIES), st.binary(max_size=100))
@@ -36,6 +45,49 @@ def test_unknown_fields_are_refused_and_values_are_not_repeated() -> None:
         api.Poll.from_bytes(b'{"after": 0, "hold": 1, "secret": "xyzzy"}')
     assert "secret" in str(caught.value)
     assert "xyzzy" not in str(caught.value)
+
+
+RUN, HEX = "0f" * 16, "0f" * 32
+ROUND = {"round": 3, "total": HEX, "keylist": None, "consistency": HEX, "kept": True}
+RESULT = {"run": RUN, "status": "done", "job": HEX, "submission": HEX, "state": HEX, "receipts": [HEX]}
+ANSWERS: list[tuple[Any, Any]] = [
+    (api.Submitted, {"run": RUN}),
+    (api.Status, {"federation": "heart", "runs": [{"run": RUN, "status": "done", "name": None}]}),
+    (api.RunLine, {"run": RUN, "status": "running", "rounds": {"done": 3}}),
+    (api.RunResult, {**RESULT, "rounds": [ROUND], "history": [{"loss": 0.1}]}),
+    (list[api.Happened], [{"number": 1, "event": "round", "sites": 3}, {"number": 2, "event": "done", "at": 0.5}]),
+]
+
+
+@pytest.mark.parametrize(("kind", "answer"), ANSWERS)
+def test_an_answer_is_passed_on_as_it_came(kind: Any, answer: Any) -> None:
+    assert api.told(kind, json.dumps(answer).encode()) == answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        (api.Submitted, {"run": "../../etc"}),
+        (api.Status, {"runs": [{"run": 3}]}),
+        (api.Status, []),
+        (api.RunResult, RESULT),
+        (api.RunResult, {**RESULT, "rounds": []}),
+        (api.RunResult, {**RESULT, "rounds": [{**ROUND, "total": "x"}]}),
+        (list[api.Happened], [{"event": "round", "number": 1}]),
+        (list[api.Happened], [{"event": "failed", "number": 1, "error": 7}]),
+        (list[api.Happened], {"event": "done", "number": 1}),
+    ],
+)
+def test_an_answer_that_says_something_else_is_malformed(kind: Any, answer: Any) -> None:
+    with pytest.raises(MalformedMessage):
+        api.told(kind, json.dumps(answer).encode())
+
+
+@pytest.mark.parametrize("junk", [b"", b"<html>", b"[" * 100_000, b"\xff", b"9" * 5000])
+def test_an_answer_that_is_no_json_is_malformed(junk: bytes) -> None:
+    for kind, _ in ANSWERS:
+        with pytest.raises(MalformedMessage):
+            api.told(kind, junk)
 
 
 @pytest.mark.parametrize("name", sorted(error_names()))

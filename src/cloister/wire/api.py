@@ -6,9 +6,10 @@ document whose `error` is the stable name of a class in `vector.errors`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from cloister.seal.labels import lp
 from cloister.seal.messages import PART_BYTES
@@ -179,6 +180,86 @@ class Watch(Body):
     run: str = Field(pattern=RUN_HEX)
     after: int = Field(ge=0)
     hold: float = Field(ge=0, le=60)
+
+
+# what the coordinator answers to analysts: the fields that are acted upon; others are for people, and passed on
+
+
+class Told(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+Digest = Annotated[str, Field(pattern=DIGEST_HEX)]
+RunId = Annotated[str, Field(pattern=RUN_HEX)]
+
+
+class Submitted(Told):
+    run: RunId
+
+
+class RunLine(Told):
+    run: RunId
+    status: str
+
+
+class Status(Told):
+    """Of the federation; of one run the same fields as `RunLine`."""
+
+    runs: list[RunLine] = []
+
+
+class RoundLine(Told):
+    """Of an opened round: what it can be verified with. kept: whether it can be audited."""
+
+    round: int
+    total: Digest | None
+    keylist: Digest | None
+    consistency: Digest | None
+    kept: bool
+
+
+class RunResult(RunLine):
+    job: Digest
+    submission: Digest
+    state: Digest | None
+    receipts: list[Digest]
+    rounds: list[RoundLine]
+
+    @model_validator(mode="after")
+    def _a_receipt_of_each(self) -> RunResult:
+        if len(self.receipts) != len(self.rounds):
+            raise ValueError("as many receipts as rounds")
+        return self
+
+
+class Happened(Told):
+    """An event of a run. The others beside `number` and `event`: of one that ends the run, or is about a site."""
+
+    number: int
+    event: str
+    error: str = ""
+    message: str = ""
+    mend: str = ""
+    site: str = ""
+    sites: int | list[str] = 0
+
+    @model_validator(mode="after")
+    def _a_round_has_a_size(self) -> Happened:
+        if self.event == "round" and not (isinstance(self.sites, int) and self.sites > 0):
+            raise ValueError("the sites of a round")
+        return self
+
+
+def told(kind: Any, data: bytes) -> Any:
+    """A coordinator's answer, as JSON values. Args: kind: of it, a `Told` or a list of them.
+
+    Raises: MalformedMessage: it has not what is read of it.
+    """
+    try:
+        TypeAdapter(kind).validate_json(data)
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise MalformedMessage("the coordinator's answer does not parse.", mend="Ask its operator.") from None
 
 
 class Problem(BaseModel):

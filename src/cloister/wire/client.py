@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import secrets
 import ssl
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import stamina
@@ -22,10 +20,11 @@ from cloister.seal.identity import Identity
 from cloister.seal.labels import ENROLL as ENROLL_LABEL
 from cloister.seal.labels import fields, lp
 from cloister.vector import digest
-from cloister.vector.errors import ContextMismatch, InvitationError, MalformedMessage, Unreachable
+from cloister.vector.errors import ContextMismatch, InvitationError, MalformedMessage
 from cloister.wire import api
 from cloister.wire.envelope import Envelope, open_envelope, sign_envelope, split
 from cloister.wire.invitation import Invitation
+from cloister.wire.proxy import Proxy, is_final, reason
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0  # over what a poll or watch holds
@@ -33,7 +32,7 @@ WAIT_MAX_SECONDS = 2.0  # between two attempts: a restarted coordinator is found
 PATIENCE_SECONDS = 300.0
 KEEPALIVE_SECONDS = 30.0  # below the server's, so that no request meets a connection that is just being closed
 TRANSIENT = (502, 503, 504)
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DIRECT = Proxy()
 
 stamina.instrumentation.set_on_retry_hooks([])  # `on_retry` tells it; stamina's own lines would mix with JSON output
 
@@ -48,25 +47,15 @@ def _silent(message: str) -> None:
     pass
 
 
-def _tls(certificate_pem: str) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=certificate_pem)
-    context.check_hostname = False  # this one certificate is pinned, whatever name it is reached by
-    return context
-
-
 class _Http:
     """One connection pool to one coordinator, with retries."""
 
-    def __init__(self, url: str, certificate_pem: str, patience_seconds: float | None, on_retry: Notify) -> None:
+    def __init__(
+        self, url: str, certificate_pem: str, patience_seconds: float | None, on_retry: Notify, proxy: Proxy
+    ) -> None:
         self.url = url.rstrip("/")
-        self._patience, self._on_retry = patience_seconds, on_retry
-        self._client = httpx2.AsyncClient(
-            base_url=self.url,
-            verify=_tls(certificate_pem),
-            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
-            trust_env=urlsplit(url).hostname not in LOOPBACK,  # a proxy of the environment, but not to ourselves
-        )
+        self._patience, self._on_retry, self._proxy = patience_seconds, on_retry, proxy
+        self._client = _client(self.url, proxy.context(certificate_pem), proxy)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -74,7 +63,8 @@ class _Http:
     async def call(self, method: str, path: str, body: Callable[[], bytes], hold_seconds: float = 0.0) -> bytes:
         """Args: body: makes the body anew for each attempt.
 
-        Raises: Unreachable: no answer within the patience. The CloisterError that the coordinator answered with.
+        Raises: Unreachable: no answer within the patience. MalformedMessage: one that cannot be decoded. The
+          CloisterError that the coordinator answered with.
         """
         timeout = httpx2.Timeout(READ_SECONDS + hold_seconds, connect=CONNECT_SECONDS)
         try:
@@ -94,19 +84,29 @@ class _Http:
                         raise api.error_of(response.content, response.status_code)
                     _heed_cancellation()
                     return response.content
+        except httpx2.DecodingError:
+            raise MalformedMessage(f"what {self.url} answered is not in the encoding that it names.") from None
         except (httpx2.TransportError, _NotNow) as fault:
-            raise Unreachable(
-                f"the coordinator at {self.url} did not answer ({_reason(fault)}).",
-                mend="Check the address and the network, and that the coordinator runs.",
-            ) from fault
+            raise self._proxy.unreachable(self.url, fault) from fault
         raise AssertionError("stamina ends with a result or an error")
 
     def _is_transient(self, fault: Exception) -> bool:
-        transient = isinstance(fault, httpx2.TransportError | _NotNow)
-        transient = transient and "CERTIFICATE_VERIFY_FAILED" not in str(fault)  # another coordinator answers there
+        transient = isinstance(fault, httpx2.TransportError | _NotNow) and not is_final(fault)
         if transient:
-            self._on_retry(f"the coordinator at {self.url} does not answer ({_reason(fault)}); trying again")
+            self._on_retry(f"the coordinator at {self.url} does not answer ({reason(fault)}); trying again")
         return transient
+
+
+def _client(url: str, context: ssl.SSLContext, proxy: Proxy) -> httpx2.AsyncClient:
+    """Raises: UsageError: the proxy's address is none."""
+    return httpx2.AsyncClient(
+        base_url=url,
+        verify=context,
+        timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
+        proxy=proxy.address(url),
+        trust_env=False,  # `Proxy` has read what there is to read in it
+    )
 
 
 def _heed_cancellation() -> None:
@@ -116,21 +116,19 @@ def _heed_cancellation() -> None:
         raise asyncio.CancelledError
 
 
-def _reason(fault: Exception) -> str:
-    return str(fault) or type(fault).__name__
-
-
 class CoordinatorClient:
     """What an admitted member says to its coordinator, every request in a signed envelope.
 
     Args:
-      certificate_pem: the coordinator's pinned TLS certificate (`fetch_certificate`).
+      certificate_pem: the coordinator's pinned TLS certificate (`fetch_certificate`), "" where a proxy opens TLS.
       identity, sender: the member's key and id.
       key_of: the coordinator's public key by its id, from the trusted roster; raises NotInRoster.
       next_seq: the next envelope number; durable, since a number that was used before is refused.
       coordinator: its id in the roster.
       patience_seconds: how long a lost connection is retried before Unreachable; None for ever.
       on_retry: told once for each failed attempt, in a sentence.
+      proxy: on the way out.
+    Raises: UsageError: the proxy's address or CA is none.
     """
 
     def __init__(
@@ -145,8 +143,9 @@ class CoordinatorClient:
         coordinator: str = "coordinator",
         patience_seconds: float | None = PATIENCE_SECONDS,
         on_retry: Notify = _silent,
+        proxy: Proxy = DIRECT,
     ) -> None:
-        self._http = _Http(url, certificate_pem, patience_seconds, on_retry)
+        self._http = _Http(url, certificate_pem, patience_seconds, on_retry, proxy)
         self._identity, self._sender, self._coordinator = identity, sender, coordinator
         self._key_of, self._next_seq = key_of, next_seq
 
@@ -252,20 +251,23 @@ class CoordinatorClient:
 
     async def submit(self, bundle: bytes) -> str:
         """Hands in a job; returns the run's id (hex), chosen here so that a repeated request is no second run."""
-        return str(json.loads(await self._post(api.JOBS, "submit", bundle, secrets.token_hex(16)))["run"])
+        answer = await self._post(api.JOBS, "submit", bundle, secrets.token_hex(16))
+        return str(api.told(api.Submitted, answer)["run"])
 
     async def status(self, run: str = "") -> dict[str, Any]:
         """The federation's sites and runs, or one run."""
-        return dict(json.loads(await self._post(api.RUNS, "status", api.RunRef(run=run).to_bytes())))
+        answer = await self._post(api.RUNS, "status", api.RunRef(run=run).to_bytes())
+        return dict(api.told(api.RunLine if run else api.Status, answer))
 
     async def events(self, run: str, after: int = 0, hold_seconds: float = api.HOLD_SECONDS) -> list[dict[str, Any]]:
         """The run's events numbered (`number`) above `after`, in order; waits for the first one."""
         body = api.Watch(run=run, after=after, hold=hold_seconds).to_bytes()
-        return list(json.loads(await self._post(api.EVENTS, "watch", body, hold_seconds=hold_seconds)))
+        answer = await self._post(api.EVENTS, "watch", body, hold_seconds=hold_seconds)
+        return list(api.told(list[api.Happened], answer))
 
     async def result(self, run: str) -> dict[str, Any]:
         """{"status", "job", "state", "receipts", "rounds", "history" ...}; digests (hex) are for `fetch`."""
-        return dict(json.loads(await self._post(api.RESULTS, "result", api.RunRef(run=run).to_bytes())))
+        return dict(api.told(api.RunResult, await self._post(api.RESULTS, "result", api.RunRef(run=run).to_bytes())))
 
     async def stop(self, run: str) -> None:
         """Ends a run after its present round."""
@@ -275,33 +277,37 @@ class CoordinatorClient:
 # those who join, before any key of theirs is known
 
 
-async def fetch_certificate(invitation: Invitation) -> str:
-    """The coordinator's TLS certificate (PEM), once its SHA-256 is the one that the invitation pins.
+async def fetch_certificate(invitation: Invitation, proxy: Proxy = DIRECT) -> str:
+    """The coordinator's TLS certificate (PEM), once its SHA-256 is the one that the invitation pins; see below."""
+    return await certificate_at(invitation.url, invitation.certificate, proxy)
 
-    Raises: Unreachable; InvitationError: another certificate answers at this address.
+
+async def certificate_at(url: str, pin: bytes, proxy: Proxy = DIRECT) -> str:
+    """The TLS certificate (PEM) with the SHA-256 `pin` that answers at `url`.
+
+    Behind a proxy that opens TLS it cannot be seen: "", and the proxy's CA vouches for the channel.
+    Raises: Unreachable; InvitationError: another certificate answers there. UsageError: see `Proxy`.
     """
-    where = urlsplit(invitation.url)
+    if proxy.authority:
+        return ""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # compared with the pin just below
     try:
-        connecting = asyncio.open_connection(where.hostname, where.port or 443, ssl=context)
-        _, writer = await asyncio.wait_for(connecting, CONNECT_SECONDS)
-    except (OSError, TimeoutError) as fault:
-        raise Unreachable(
-            f"the coordinator at {invitation.url} does not answer ({_reason(fault)}).",
-            mend="Check the address and the network, and that the coordinator runs.",
-        ) from fault
-    der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    writer.close()
-    if digest(der) != invitation.certificate:
+        async with _client(url, context, proxy) as client, client.stream("GET", f"{api.ROSTERS}/latest") as response:
+            channel = response.extensions["network_stream"].get_extra_info("ssl_object")
+            der = channel.getpeercert(binary_form=True)
+    except httpx2.TransportError as fault:
+        raise proxy.unreachable(url, fault) from fault
+    if digest(der) != pin:
         raise InvitationError(
-            f"the certificate at {invitation.url} is not the one that the invitation names.",
-            mend="Someone is in between, or the coordinator was set up anew: ask the operator.",
+            f"the certificate at {url} is not the one that the invitation names.",
+            mend="If your own proxy opens TLS, name its CA with --proxy-ca. Else someone is in between, or the "
+            "coordinator was set up anew: ask the operator.",
         )
     return ssl.DER_cert_to_PEM_cert(der)
 
 
-async def enroll(invitation: Invitation, identity: Identity, certificate_pem: str) -> None:
+async def enroll(invitation: Invitation, identity: Identity, certificate_pem: str, proxy: Proxy = DIRECT) -> None:
     """Hands in a new member's key. It becomes a member once the root signs the next roster.
 
     Raises: InvitationError: the token is wrong, spent or expired.
@@ -316,7 +322,7 @@ async def enroll(invitation: Invitation, identity: Identity, certificate_pem: st
         key=identity.public.hex(),
         proof=identity.sign(ENROLL_LABEL, body).hex(),
     )
-    http = _Http(invitation.url, certificate_pem, CONNECT_SECONDS, _silent)
+    http = _Http(invitation.url, certificate_pem, CONNECT_SECONDS, _silent, proxy)
     try:
         await http.call("POST", api.ENROLL, request.to_bytes)
     finally:
@@ -324,10 +330,14 @@ async def enroll(invitation: Invitation, identity: Identity, certificate_pem: st
 
 
 async def fetch_roster(
-    url: str, certificate_pem: str, version: int | str = "latest", patience_seconds: float | None = CONNECT_SECONDS
+    url: str,
+    certificate_pem: str,
+    version: int | str = "latest",
+    patience_seconds: float | None = CONNECT_SECONDS,
+    proxy: Proxy = DIRECT,
 ) -> bytes:
     """The signed bytes of one roster version, to be judged by `seal.TrustedRoster.update`."""
-    http = _Http(url, certificate_pem, patience_seconds, _silent)
+    http = _Http(url, certificate_pem, patience_seconds, _silent, proxy)
     try:
         return await http.call("GET", f"{api.ROSTERS}/{version}", bytes)
     finally:
