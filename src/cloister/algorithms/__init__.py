@@ -4,6 +4,7 @@ from cloister.algorithms import evaluation
 from cloister.algorithms.base import Algorithm, from_json
 from cloister.algorithms.ditto import Ditto
 from cloister.algorithms.fedavg import FedAvg
+from cloister.algorithms.fedbuff import FedBuff
 from cloister.algorithms.feddyn import FedDyn
 from cloister.algorithms.fednova import FedNova
 from cloister.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
@@ -27,6 +28,7 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FedBN",
+    "FedBuff",
     "FedDyn",
     "FedNova",
     "FedProx",

@@ -46,6 +46,8 @@ class Algorithm(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # of the task: keys of `local.NEEDS`
     stateful: ClassVar[bool] = False  # whether sites keep a memory of their own between rounds
     whole: ClassVar[bool] = True  # whether the result is all of a model; else part of it stays at each site
+    simulated: ClassVar[str] = ""  # why it is for simulations alone; empty: a federation can run it
+    instead: ClassVar[str] = ""  # what to take there
     measured: ClassVar[tuple[str, ...]] = ("test",)  # the models that are evaluated: the keys of `models`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -85,6 +87,11 @@ class Algorithm(ABC):
     def alone(self) -> Algorithm:
         """What a site without a federation would do in its stead, for as many rounds: a baseline."""
         return self
+
+    def require_federation(self) -> None:
+        """Raises JobError: it is for simulations alone."""
+        if self.simulated:
+            raise JobError(f"{self.name} is for simulations: {self.simulated}", mend=self.instead)
 
     @property
     def trains_plainly(self) -> bool:

@@ -80,6 +80,8 @@ class Site(Protocol):
       query: as broadcast. model: the broadcast model, float32[d].
       shapes: name and shape of the model's tensors, in the flat model's order.
       optimizer: the task's local settings: "lr", "momentum", "weight_decay", where it is SGD.
+      staleness: how many versions the model that this site trains from is behind the broadcast one: 0 but in an
+        asynchronous run.
       memory: what this site keeps of the job from round to round. It stays at the site, and what a round put into
         it counts only if that round's sum was opened with this site in it.
     """
@@ -88,6 +90,7 @@ class Site(Protocol):
     model: Array
     shapes: list[tuple[str, tuple[int, ...]]]
     optimizer: Mapping[str, Any]
+    staleness: int
     memory: dict[str, Array]
 
     def train(self, start: Array | None = None, terms: Terms = Terms()) -> Trained:

@@ -52,9 +52,11 @@ class Runs:
     def submit(self, envelope: Envelope, signed: bytes) -> str:
         """A new run of the job in the envelope, under the id that the analyst chose; the same again is the same run.
 
-        Raises: JobError, MalformedMessage: the bundle. DuplicateMessage: the id belongs to another job.
+        Raises: JobError, MalformedMessage: the bundle, or it is for simulations alone.
+          DuplicateMessage: the id belongs to another job.
         """
         hub, job = self._hub, Job.from_bytes(envelope.body)
+        job.algorithm.require_federation()
         id = envelope.run or secrets.token_hex(16)
         new = Run(
             id=id,

@@ -24,7 +24,7 @@ class LocalSite:
     """Args:
     model: the back end. flat: the broadcast, float32[d]. rows: to train on.
     seed: of the round's first local training, second ...
-    kept: what this site kept of the steps before.
+    kept: what this site kept of the steps before. staleness: see the port.
     stream: of the coins and noise of steps, where the job protects rows.
     """
 
@@ -38,6 +38,7 @@ class LocalSite:
         seed: Callable[[int], int],
         kept: Kept,
         stream: Stream | None = None,
+        staleness: int = 0,
     ) -> None:
         self.query, self.model = query, flat
         self.shapes: list[tuple[str, tuple[int, ...]]] = [
@@ -45,6 +46,7 @@ class LocalSite:
         ]
         self.optimizer = _settings(job)
         self.memory: dict[str, Array] = dict(kept)
+        self.staleness = staleness
         self._job, self._model, self._rows, self._seed, self._trainings = job, model, rows, seed, 0
         self._stream = stream
 

@@ -174,7 +174,8 @@ class Trainer:
             return self.seed(query.config["round"], training)
 
         stream = Stream(self.randomness(query, "steps")) if isinstance(self.job.privacy, RowDP) else None
-        return LocalSite(self.job, query, model, self._workshop.flat, train, seed, kept, stream)
+        stale = query.config.get("staleness", {}).get(self.site, 0)
+        return LocalSite(self.job, query, model, self._workshop.flat, train, seed, kept, stream, stale)
 
     def randomness(self, query: Query, use: str) -> Randomness:
         """Of this site's noise. Args: use: what for; each has its own."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from cloister.round import choose_cohort
 from cloister.round.contribute import central_noise
 from cloister.seal.masks import reduce
 from cloister.seal.threshold import MIN_SITES, threshold
+from cloister.simulation.clock import Clock
 from cloister.simulation.engine import Engine
 from cloister.simulation.sealing import Seal, Sum, buckets_of
 from cloister.simulation.stragglers import nobody
@@ -40,6 +42,7 @@ class LocalCohort:
       dropouts: how likely a site is to vanish in each round after it has shared its keys, or exactly which sites
         vanish in which step of the program (0 is its first question).
       late: which sites of a round of training are too slow: sites, step, attempt -> names; see `stragglers.py`.
+      clock: of an asynchronous run: which sites are ready, and from which version of the model they trained.
       required: fewest survivors whose sum opens, for a cohort of this size.
       observe: takes an event for each opened round and each site that had no answer.
     Raises: UsageError: dropouts that make no sense.
@@ -54,12 +57,13 @@ class LocalCohort:
         *,
         dropouts: Dropouts = 0.0,
         late: Late = nobody,
+        clock: Clock | None = None,
         required: Callable[[int], int] = threshold,
         observe: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._job, self._engine, self._sites, self._seal = job, engine, sorted(sites), seal
         self._dropouts, self._required, self._observe = _checked(dropouts, sites), required, observe
-        self._late = late
+        self._late, self._clock = late, clock
         self._open: tuple[Sum, Event] | None = None
 
     def sum(self, query: Query) -> Total:
@@ -69,7 +73,7 @@ class LocalCohort:
         """
         began = time.perf_counter()
         step = int(query.config["step"])
-        sites = choose_cohort(self._sites, query.fraction, self._job.seed, step)
+        sites, asked, timing = self._asked(query, step)
         buckets = buckets_of(query, sites)
         present = self._present(sites, buckets, step, query)
         coder = FixedPoint(query.sealed_layout, len(sites), self._job.bits)
@@ -78,7 +82,7 @@ class LocalCohort:
         faults: dict[str, TaskError | DataError] = {}
         survivors: list[str] = []
         sealing = time.perf_counter() - began
-        for part in self._engine.parts(query, coder, present, apart=self._seal.apart or len(buckets) > 1):
+        for part in self._engine.parts(asked, coder, present, apart=self._seal.apart or len(buckets) > 1):
             if part.words is None:
                 assert part.fault is not None, "a part without words says why"
                 faults[part.sites[0]] = self._refused(part.fault, part.sites[0], query)
@@ -103,6 +107,7 @@ class LocalCohort:
             "survivors": len(survivors),
             "dropped": sorted(set(sites) - set(survivors)),
             "seconds": {name: round(value, 6) for name, value in seconds.items()},
+            **timing,
         }
         self._open = (round_, event)
         counts = [len(set(bucket) & set(survivors)) for bucket in buckets]
@@ -120,6 +125,16 @@ class LocalCohort:
             name: measured[name] for name in ("train_loss", "loss", "accuracy", "auc", "rmse") if name in measured
         }
         self._observe({**event, "trained": state.facts["round"], **traffic, **measured})
+
+    def _asked(self, query: Query, step: int) -> tuple[list[str], Query, dict[str, float]]:
+        """The sites of a round, the question as they get it, and what a virtual clock says about it."""
+        if self._clock is None or query.task != "train":
+            return choose_cohort(self._sites, query.fraction, self._job.seed, step), query, {}
+        ready = self._clock.arrivals(query.config["round"] - 1)
+        old = {site: stale for site, stale in ready.staleness.items() if stale}
+        stale = replace(query, config={**query.config, "staleness": old})
+        timing = {"clock": round(ready.time, 3), "staleness": sum(old.values()) / len(ready.staleness)}
+        return sorted(ready.staleness), stale, timing
 
     def _fine_enough(self, query: Query, coder: FixedPoint) -> None:
         """Raises BoundError: of many sites, each is so small a part of all rows that its change rounds to nothing."""
@@ -162,6 +177,8 @@ class LocalCohort:
     def _gone(self, sites: Sequence[str], step: int, attempt: int) -> Collection[str]:
         if isinstance(self._dropouts, Mapping):
             return self._dropouts.get(step, ())
+        if not self._dropouts:
+            return ()
         return {site for site in sites if self._chance(site, step, attempt) < self._dropouts}
 
     def _chance(self, site: str, step: int, attempt: int) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from cloister.algorithms import FedBuff
 from cloister.job import Job
 from cloister.learn import complete
 from cloister.learn.memory import InFolder
@@ -17,13 +18,14 @@ from cloister.learn.result import Result
 from cloister.round import Program, choose_cohort, private, run
 from cloister.simulation.attacks import AttackedEngine, Attackers, Backdoor, Malice, backdoor_success, malice_of
 from cloister.simulation.baselines import compare
+from cloister.simulation.clock import Clock
 from cloister.simulation.cohort import Dropouts, Event, LocalCohort
 from cloister.simulation.data import columns_of, shards_of
 from cloister.simulation.engine import Engine, make_engine
 from cloister.simulation.picture import partition_of
 from cloister.simulation.sealing import Ideal, Masks, Seal
 from cloister.simulation.store import RunFolder
-from cloister.simulation.stragglers import Deadline, nobody
+from cloister.simulation.stragglers import Deadline, Pace
 from cloister.vector import State, Total
 from cloister.vector.errors import UsageError
 
@@ -98,8 +100,8 @@ def simulate(
         held.callback(computing.close)
         if malice is not None:
             computing = AttackedEngine(computing, malice, job, tables, memory)
-        late = nobody if deadline is None else Deadline(deadline, job.seed, tables).late
-        cohort = LocalCohort(job, computing, list(tables), sealing, dropouts=dropouts, late=late, observe=observe)
+        missing = {"dropouts": dropouts, **_timing(job, tables, deadline)}
+        cohort = LocalCohort(job, computing, list(tables), sealing, **missing, observe=observe)
         state = _run(Program(job, columns), cohort, store, seal)
     comparison = None
     if baselines:
@@ -121,6 +123,17 @@ def _seal(seal: str, job: Job, tables: Collection[str], store: RunFolder | None)
     if seal == "ideal":
         return Ideal()
     return Masks(job, tables, (lambda path, data: None) if store is None else store.keep)
+
+
+def _timing(job: Job, tables: Mapping[str, Any], deadline: float | None) -> dict[str, Any]:
+    """Who is late, or ready first. Raises: UsageError: a deadline where nobody is waited for."""
+    if not isinstance(job.algorithm, FedBuff):
+        return {} if deadline is None else {"late": Deadline(deadline, job.seed, tables).late}
+    if deadline is not None:
+        raise UsageError(
+            "FedBuff has no rounds that a site could be late for.", mend="Leave deadline out; see max_staleness."
+        )
+    return {"clock": Clock(job.algorithm, list(tables), job.seed, Pace(job.seed, tables))}
 
 
 def _conditions(

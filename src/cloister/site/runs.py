@@ -213,6 +213,7 @@ class SiteRun:
             raise ContextMismatch("the analyst signed for another job or run than the one announced.")
         bundle = said.body
         job = Job.from_bytes(bundle)
+        job.algorithm.require_federation()
         if not (kept := self._desk.folder.jobs / notice.job).exists():
             kept.parent.mkdir(exist_ok=True, mode=0o700)
             write_private(kept, bundle)

@@ -1,0 +1,69 @@
+"""FedBuff: Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba, "Federated Learning with Buffered Asynchronous
+Aggregation", AISTATS 2022, algorithms 1 and 2. https://arxiv.org/abs/2106.06639
+
+Nobody waits for the slowest: sites train all the time, and the server's model moves whenever `buffer` of them are
+ready. The buffer is a sealed sum: a site takes part once it has trained, and the first that are ready are the round.
+One that is not keeps its update at home, unsealed, and hands it in when it is ready: trained from a model that is
+`tau` versions old by then, times 1 / sqrt(1 + tau), which the site itself sees to. An update that is older than
+`max_staleness` is never handed in. Sites weigh by their rows, where the paper has equal sites.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from cloister.algorithms.base import require_count
+from cloister.algorithms.fedavg import FedAvg
+from cloister.algorithms.local import Site
+from cloister.vector import State, Total
+from cloister.vector.bundle import Array
+from cloister.vector.errors import JobError
+
+PAST = "past"  # of a question: float32[max_staleness, d], the model one version ago, two ...
+FEWEST = 3  # sites whose sum opens
+
+
+@dataclass(frozen=True)
+class FedBuff(FedAvg):
+    """Attributes:
+    cohort: the fraction of the sites that train at any time (the paper's concurrency).
+    buffer: how many updates move the model: the paper's K. A round of the history is one of these moves.
+    max_staleness: versions; older updates are thrown away where they are.
+    """
+
+    buffer: int = 10
+    max_staleness: int = 10
+
+    simulated = "a federation's rounds wait for all the sites that they ask."
+    instead = "Take FedAvg: a site that is late drops out of the round, and the others' sum opens."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count(self.name, buffer=self.buffer, max_staleness=self.max_staleness)
+        if self.buffer < FEWEST:
+            raise JobError(f"FedBuff: buffer={self.buffer} would open single updates.", mend="Three or more.")
+
+    def start(self, model: Array) -> State:
+        state = super().start(model)
+        return state.with_(None, {f"server/{PAST}": np.tile(state.tensors["model"], (self.max_staleness, 1))})
+
+    def broadcast(self, state: State) -> dict[str, Array]:
+        return {**super().broadcast(state), PAST: state.tensors[f"server/{PAST}"]}
+
+    def local(self, site: Site) -> Mapping[str, Array]:
+        tau = site.staleness
+        trained = site.train(site.query.tensors[PAST][tau - 1] if tau else None)
+        return {**trained.answer, "delta": trained.delta * np.float32(discount(tau))}
+
+    def learn(self, state: State, total: Total) -> State:
+        past = np.concatenate([state.tensors["model"][np.newaxis], state.tensors[f"server/{PAST}"][:-1]])
+        return self.moved(state, self.combined(state, total), tensors={f"server/{PAST}": past})
+
+
+def discount(tau: int) -> float:
+    """What an update counts that is so many versions old: section 5.1 of the paper."""
+    return 1.0 / math.sqrt(1.0 + tau)
