@@ -29,6 +29,12 @@ def join(
     code: Annotated[str, typer.Argument(help="The invitation: cloister1:...")],
     data: Bindings = None,
     folder: Annotated[Path | None, typer.Option("--folder", "-f", help="Default: named like the site.")] = None,
+    proxy: Annotated[
+        str, typer.Option(metavar="URL", help="The way out: http://[USER:PASSWORD@]HOST:PORT. Default: HTTPS_PROXY.")
+    ] = "",
+    proxy_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM of the CA of a proxy that opens TLS, if yours does.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Join a federation: make this site's key, here, and enrol it with a one-time invitation."""
@@ -37,7 +43,7 @@ def join(
 
     invitation = Invitation.decode(code)
     folder = folder or Path(invitation.id)
-    words = enrol(invitation, folder, bindings(data or []))
+    words = enrol(invitation, folder, bindings(data or []), proxy, proxy_ca)
     result = {"site": invitation.id, "federation": invitation.federation, "folder": folder, "words": words}
     lines = [
         f"site [bold]{invitation.id}[/bold] of {invitation.federation}, in {folder}",

@@ -41,7 +41,7 @@ class Check:
 def examine(here: SiteFolder) -> list[Check]:
     """Every check; none raises."""
     found: list[Check] = []
-    for check in (_walls, _files, _policy, _data, _journal, _lock, _coordinator):
+    for check in (_walls, _files, _policy, _data, _journal, _lock, _proxy, _coordinator):
         try:
             found += check(here)
         except (CloisterError, OSError, ValueError) as fault:
@@ -148,11 +148,29 @@ def _lock(here: SiteFolder) -> Iterator[Check]:
         yield Check("agent", "good", fault.message.replace("another agent", "the agent"))
 
 
+def _proxy(here: SiteFolder) -> Iterator[Check]:
+    from cloister.site.reach import OPENS_TLS, proxy_of
+
+    settings, proxy = here.settings(), proxy_of(here)
+    way = proxy.shown(settings.coordinator)
+    if proxy.authority:
+        yield Check("proxy", "good", OPENS_TLS.format(way))
+    elif way:
+        said_by = "[proxy] of site.toml" if settings.proxy.url else "HTTPS_PROXY of this shell"
+        yield Check("proxy", "good", f"{way} ({said_by}) tunnels: the coordinator's certificate is pinned")
+
+
 def _coordinator(here: SiteFolder) -> Iterator[Check]:
+    from cloister.site.reach import certificate_of, proxy_of
     from cloister.wire import fetch_roster
 
-    settings, began = here.settings(), time.monotonic()
-    asyncio.run(fetch_roster(settings.coordinator, here.pinned().certificate, "latest", 3.0))
+    settings, proxy, began = here.settings(), proxy_of(here), time.monotonic()
+
+    async def ask() -> None:
+        certificate = await certificate_of(here, proxy)
+        await fetch_roster(settings.coordinator, certificate, "latest", 3.0, proxy)
+
+    asyncio.run(ask())
     yield Check("coordinator", "good", f"{settings.coordinator} answers in {1e3 * (time.monotonic() - began):.0f} ms")
 
 

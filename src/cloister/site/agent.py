@@ -19,6 +19,7 @@ from cloister.seal.roster import Roster
 from cloister.site.desk import Desk, Event
 from cloister.site.journal import Journal
 from cloister.site.lock import FolderLock
+from cloister.site.reach import OPENS_TLS, certificate_of, proxy_of
 from cloister.site.rosters import Rosters
 from cloister.site.runs import SiteRun
 from cloister.site.settings import SiteFolder, SiteSettings
@@ -57,13 +58,14 @@ async def run(
       Unreachable: the coordinator was away for longer than `patience_seconds` of site.toml.
     """
     here = SiteFolder(Path(folder))
-    settings, identity, pinned = here.settings(), here.identity(), here.pinned()
+    settings, identity, pinned, proxy = here.settings(), here.identity(), here.pinned(), proxy_of(here)
     here.policy()  # a mistake in it is told now rather than when the first job comes
     with FolderLock(here.lock), contextlib.closing(Journal(here.journal)) as journal:
         shutil.rmtree(here.root / "state", ignore_errors=True)  # of an agent that was killed
 
         async def fetch(version: int | str) -> bytes:
-            return await fetch_roster(settings.coordinator, pinned.certificate, version, ROSTER_PATIENCE_SECONDS)
+            certificate = await certificate_of(here, proxy)
+            return await fetch_roster(settings.coordinator, certificate, version, ROSTER_PATIENCE_SECONDS, proxy)
 
         rosters = Rosters(here.rosters, pinned.root_key, settings.federation, fetch)
 
@@ -74,7 +76,7 @@ async def run(
             roster = await _admitted(settings, identity.public, rosters, on_event)
             async with CoordinatorClient(
                 settings.coordinator,
-                pinned.certificate,
+                await certificate_of(here, proxy),
                 identity,
                 settings.id,
                 rosters.coordinator_key,
@@ -82,8 +84,12 @@ async def run(
                 coordinator=roster.coordinators[0].id,
                 patience_seconds=settings.patience_seconds,
                 on_retry=tell,
+                proxy=proxy,
             ) as client:
                 desk = Desk(here, settings, identity, journal, rosters, client, roster.coordinators[0].id, on_event)
+                if proxy.authority:
+                    desk.note("proxy", opens_tls=True, address=proxy.shown(settings.coordinator))
+                    desk.tell("warning", message=OPENS_TLS.format(proxy.shown(settings.coordinator)))
                 await _Agent(desk).serve()
 
         await _until(serve(), stop or asyncio.Event())

@@ -3,7 +3,8 @@
     site.toml      id, federation, coordinator, what lies behind each dataset name
     policy.toml    the steward's rules (`policy.py`), and the limits of the training process
     identity.key   this site's Ed25519 key, readable by its owner only; it never leaves the folder
-    pinned.json    the coordinator's TLS certificate and the federation's root key, as the invitation named them
+    pinned.json    the coordinator's TLS certificate and the federation's root key, as the invitation named them; the
+                   certificate's SHA-256 only, while a proxy that opens TLS hides it
     rosters/       every roster version accepted, as signed by the root (`rosters.py`)
     journal.db     what this site promised, said and refused (`journal.py`)
     ledger.db      what each dataset's privacy budget was spent on (`ledger.py`)
@@ -21,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from pydantic import Field, model_validator
 
 from cloister.seal.identity import Identity
 from cloister.site.policy import PolicyFile, Strict, parse_toml
+from cloister.vector import digest
 from cloister.vector.errors import EnvironmentFailure, StorageFull, UsageError
 
 ENOSPC = 28
@@ -60,6 +63,13 @@ class DataSource(Strict):
         return self
 
 
+class ProxySettings(Strict):
+    """[proxy]: see `wire.Proxy`. ca: the PEM file of the CA of a proxy that opens TLS."""
+
+    url: str = ""
+    ca: Path | None = None
+
+
 class SiteSettings(Strict):
     """site.toml. Attributes: patience_seconds: how long an absent coordinator is asked again before giving up.
     ledger: the file of the privacy ledger, where several federations' agents share it; None: ledger.db in the folder.
@@ -70,6 +80,7 @@ class SiteSettings(Strict):
     coordinator: str
     patience_seconds: float = Field(default=600.0, gt=0)
     data: dict[str, DataSource] = {}
+    proxy: ProxySettings = ProxySettings()
     ledger: Path | None = None
 
     @property
@@ -80,10 +91,16 @@ class SiteSettings(Strict):
 
 @dataclass(frozen=True)
 class Pinned:
-    """What the invitation vouched for. Attributes: certificate: PEM. root_key: 32 bytes, Ed25519."""
+    """What the invitation vouched for. Attributes: certificate: PEM; "" where a proxy that opens TLS hid it, until it
+    is seen. fingerprint: its SHA-256. root_key: 32 bytes, Ed25519."""
 
     certificate: str
+    fingerprint: bytes
     root_key: bytes
+
+    def to_bytes(self) -> bytes:
+        fields = {"certificate": self.certificate, "fingerprint": self.fingerprint.hex()}
+        return json.dumps({**fields, "root_key": self.root_key.hex()}, indent=1).encode("ascii")
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,9 @@ class SiteFolder:
     def pinned(self) -> Pinned:
         try:
             fields = json.loads((self.root / "pinned.json").read_text())
-            return Pinned(fields["certificate"], bytes.fromhex(fields["root_key"]))
+            der = ssl.PEM_cert_to_DER_cert(fields["certificate"]) if fields["certificate"] else b""
+            fingerprint = digest(der) if der else bytes.fromhex(fields["fingerprint"])
+            return Pinned(fields["certificate"], fingerprint, bytes.fromhex(fields["root_key"]))
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"{self.root / 'pinned.json'} is missing or does not parse.", mend=_JOIN) from None
 
@@ -186,7 +205,13 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def site_toml(settings: dict[str, Any]) -> str:
-    """The first site.toml, with a comment beside each setting. Args: settings: id, federation, coordinator, data."""
+    """The first site.toml, with a comment beside each setting.
+
+    Args: settings: id, federation, coordinator, data, and proxy if there is one.
+    """
+    proxy = "".join(f"{name} = {_toml(value)}\n" for name, value in settings.get("proxy", {}).items() if value)
+    if proxy:
+        proxy = f"\n[proxy]                       # the way out; ca: of a proxy that opens TLS\n{proxy}"
     data = "\n".join(f"{_toml(name)} = {_toml(str(path))}" for name, path in sorted(settings["data"].items()))
     return f"""\
 # Who this site is and where its data lies. Nothing of this file is sent but the id and the datasets' columns.
@@ -194,7 +219,7 @@ id = {_toml(settings["id"])}
 federation = {_toml(settings["federation"])}
 coordinator = {_toml(settings["coordinator"])}
 patience_seconds = 600        # an absent coordinator is asked again this long, then the agent gives up
-
+{proxy}
 [data]                        # name = file; `cloister site data add` writes it. policy.toml says what jobs may use
 {data}
 """

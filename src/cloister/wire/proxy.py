@@ -1,0 +1,105 @@
+"""The way out through a proxy: its address, and what vouches for the channel where the proxy opens TLS.
+
+A proxy that only tunnels changes nothing: the coordinator's certificate stays pinned. One that opens TLS shows a
+certificate of its own institution's CA, which the member names. The channel then keeps nothing from the proxy and
+says nothing about the coordinator; all that is believed is believed by signature (rosters by the pinned root key,
+envelopes by the roster) or by digest.
+"""
+
+from __future__ import annotations
+
+import ssl
+import urllib.request
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import httpx2
+
+from cloister.vector.errors import Unreachable, UsageError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SCHEMES = ("http", "https")
+FOR_GOOD = ("403", "407")  # what a proxy says that will say the same in a minute
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """How a member gets out. Attributes:
+
+    url: http://[USER:PASSWORD@]HOST:PORT. "": that of the environment (HTTPS_PROXY, NO_PROXY), none to loopback.
+    authority: PEM of the CA of a proxy that opens TLS: it vouches for the channel. "": the pinned certificate does.
+    """
+
+    url: str = field(default="", repr=False)
+    authority: str = ""
+
+    def address(self, to: str) -> str | None:
+        """The proxy on the way to a coordinator's URL, None for none. Raises: UsageError: of no known kind."""
+        found = self.url or _of_environment(urlsplit(to).hostname or "")
+        found = found if "://" in found or not found else f"http://{found}"
+        if found and urlsplit(found).scheme not in SCHEMES:
+            raise UsageError(
+                f"{_without_password(found)} is no proxy that can be used.",
+                mend="It is written http://[USER:PASSWORD@]HOST:PORT.",
+            )
+        return found or None
+
+    def context(self, certificate_pem: str) -> ssl.SSLContext:
+        """What the channel's other end is judged by. Args: certificate_pem: the pinned one.
+
+        Raises: UsageError: `authority` holds no certificate.
+        """
+        if not self.authority:
+            context = ssl.create_default_context(cadata=certificate_pem)
+            context.check_hostname = False  # this one certificate is pinned, whatever name it is reached by
+            return context
+        try:
+            return ssl.create_default_context(cadata=self.authority)
+        except ssl.SSLError:
+            raise UsageError(
+                "the file of the proxy's CA holds no certificate.", mend="It is a PEM file: BEGIN CERTIFICATE."
+            ) from None
+
+    def shown(self, to: str) -> str:
+        """The same for people, without its password; "" for none."""
+        found = self.address(to)
+        if found is None:
+            return "a proxy on the way" if self.authority else ""
+        return f"the proxy {_without_password(found)}"
+
+    def unreachable(self, url: str, fault: Exception) -> Unreachable:
+        """Why nothing came back from a coordinator's URL, and what to do about it."""
+        way = self.shown(url)
+        mend = "Check the address and the network, and that the coordinator runs."
+        if "CERTIFICATE_VERIFY_FAILED" in str(fault):
+            mend = "If your own proxy opens TLS, name its CA: `[proxy] ca` in site.toml. Else someone is in between."
+            if self.authority:
+                mend = "The certificate there is not one of the proxy's CA: check `[proxy] ca` in site.toml."
+        elif isinstance(fault, httpx2.ProxyError) and str(fault).startswith("407"):
+            mend = "The proxy asks who you are: http://USER:PASSWORD@HOST:PORT."
+        elif way:
+            mend = "Check that the proxy lets you through to this address, and takes the coordinator's certificate."
+        through = f" through {way}" if way else ""
+        return Unreachable(f"the coordinator at {url} did not answer{through} ({reason(fault)}).", mend=mend)
+
+
+def reason(fault: Exception) -> str:
+    return str(fault) or type(fault).__name__
+
+
+def is_final(fault: Exception) -> bool:
+    """Whether trying again is no use: another certificate answers there, or the proxy refuses."""
+    refused = isinstance(fault, httpx2.ProxyError) and str(fault).startswith(FOR_GOOD)
+    return refused or "CERTIFICATE_VERIFY_FAILED" in str(fault)
+
+
+def _without_password(url: str) -> str:
+    where = urlsplit(url)
+    return f"{where.scheme}://{where.netloc.rpartition('@')[2]}"
+
+
+def _of_environment(host: str) -> str:
+    if host in LOOPBACK or urllib.request.proxy_bypass(host):
+        return ""
+    known = urllib.request.getproxies()
+    return known.get("https") or known.get("all") or ""
