@@ -126,7 +126,8 @@ class Sites:
 
     Args:
       begin: called when all have shared, and nobody has uploaded yet.
-      training_seconds: what a site waits from the question to its answer, as if it trained.
+      training_seconds: what a site waits with the model in its hands, as if it trained; the fetching, the encoding
+        and the waiting are then each site's own. Else all sites hand in the same words, made once.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Sites:
         self._slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._shared = 0
         self._all_shared = asyncio.Event()
-        self._words: dict[bytes, Any] = {}  # a query's digest -> every site's contribution
+        self._words: dict[bytes, Words] = {}  # a query's digest -> the newest contribution
 
     async def live(self) -> None:
         async with asyncio.TaskGroup() as sites:
@@ -154,12 +155,13 @@ class Sites:
                 polling.cancel()
 
     async def _answer(self, member: Member, client: CoordinatorClient, letters: asyncio.Queue[Envelope]) -> None:
-        seal, last, query, trained = None, (-1, ZERO32), b"", 0.0
+        seal, last, words = None, (-1, ZERO32), None
         while (mail := await letters.get()).type != "done":
             run, number = mail.run, mail.round
             if mail.type == "open":
-                seal, trained = self._seal(member, last), time.monotonic() + self._training_seconds
+                seal = self._seal(member, last)
                 query = seal.open(mail.body).query
+                words = asyncio.create_task(self._trained(client, seal, query))  # while keys and shares go round
                 await client.send("keys", seal.keys(query), run, number)
             elif mail.type == "receipt":
                 receipt = open_receipt(mail.body, member.roster.key_of("coordinator", "coordinator"))
@@ -167,7 +169,8 @@ class Sites:
             elif seal is not None and mail.type in (*REPLIES, "ciphertexts"):
                 reply = seal.receive(mail.body)
                 if mail.type == "ciphertexts":
-                    await self._upload(client, seal, query, run, number, trained)
+                    assert words is not None
+                    await self._upload(client, seal, await words, run, number)
                 elif reply is not None:
                     await client.send(REPLIES[mail.type], reply, run, number)
 
@@ -184,16 +187,18 @@ class Sites:
             last_receipt=last[1],
         )
 
-    async def _upload(
-        self, client: CoordinatorClient, seal: SealClient, query: bytes, run: str, number: int, trained: float
-    ) -> None:
-        if query not in self._words:
-            self._words = {query: answer(Query.from_bytes(await client.fetch(query)), seal)}
+    async def _trained(self, client: CoordinatorClient, seal: SealClient, query: bytes) -> Words:
+        if query not in self._words or self._training_seconds:
+            asked = Query.from_bytes(await client.fetch(query))
+            await asyncio.sleep(self._training_seconds)
+            self._words = {query: await asyncio.to_thread(answer, asked, seal)}
+        return self._words[query]
+
+    async def _upload(self, client: CoordinatorClient, seal: SealClient, words: Words, run: str, number: int) -> None:
         if self._begin is not None:
             await self._all(self._begin)
-        await asyncio.sleep(trained - time.monotonic())
         async with self._slots:
-            header, payload = await asyncio.to_thread(seal.mask, self._words[query])
+            header, payload = await asyncio.to_thread(seal.mask, words)
             await client.upload(header, payload, run, number)
         self._all_shared.clear()
 
@@ -216,7 +221,7 @@ async def poll(client: CoordinatorClient, mail: asyncio.Queue[Envelope]) -> None
             mail.put_nowait(envelope)
 
 
-def answer(query: Query, seal: SealClient) -> Any:
+def answer(query: Query, seal: SealClient) -> Words:
     """The contribution to a query: ten rows, and every number STEP where it is trained, else zero."""
     values = {}
     for block in query.layout.blocks:

@@ -162,6 +162,22 @@ def test_parts_come_in_any_order_and_the_sum_opens(table: Table) -> None:
     asyncio.run(act())
 
 
+def test_uploads_that_overlap_are_added_up(table: Table) -> None:
+    async def act() -> None:
+        await table.reach(Phase.MASKED)
+        sent = {site: table.masked(site, value) for site, value in zip(SITES, (1, 2, 4), strict=True)}
+        for site, (header, _) in sent.items():
+            await table.round.announce(table.envelope(site, "masked", header))
+        parts = [(site, *part) for site, (_, payload) in sent.items() for part in cut(payload)]
+        await asyncio.gather(*(table.put(site, name, data) for site, name, data in reversed(parts)))
+        assert table.round.server.answered() == set(SITES)
+        await table.round._close()
+        await table.reach(Phase.OPEN)
+        np.testing.assert_array_equal(table.round.total()[0], 7)
+
+    asyncio.run(act())
+
+
 def test_a_restart_in_any_phase_changes_nothing(table: Table) -> None:
     async def act() -> None:
         for phase in (Phase.SHARES, Phase.MASKED):

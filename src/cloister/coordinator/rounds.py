@@ -166,7 +166,8 @@ class OpenRound:
         data = self._hub.store.look(lambda tx: tx.uploads(*key)[site])
         async with self._lock:
             self._receive(site, data, None)
-            await asyncio.to_thread(self.server.add, site, Uploads(self._hub.parts, self._headers).read)
+            uploads = Uploads(self._hub.parts, {site: self._headers[site]})
+            await asyncio.to_thread(self.server.add, site, uploads.read)
 
     def drop(self, tx: Tx, site: str) -> None:
         """The site will not answer any more in this round: it refused, or lost its secrets."""

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import alembic.command
 import alembic.config
-from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, create_engine, delete, event, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
@@ -35,6 +35,33 @@ ATTEMPTS = 3
 MAIL_AT_ONCE = 64  # messages handed out in one poll
 
 Result = TypeVar("Result")
+
+
+class Hot:
+    """Statements of what happens for every message, built once: that takes longer than SQLite needs for them."""
+
+    sender = select(t.sender.c.highest, t.sender.c.seen).where(t.sender.c.id == bindparam("id"))
+    accept = upsert(t.sender)
+    accept = accept.on_conflict_do_update(
+        ["id"], set_={"highest": accept.excluded.highest, "seen": accept.excluded.seen}
+    )
+    head = select(t.mailbox_head.c.number).where(t.mailbox_head.c.site == bindparam("site"))
+    set_head = upsert(t.mailbox_head)
+    set_head = set_head.on_conflict_do_update(["site"], set_={"number": set_head.excluded.number})
+    mail = insert(t.mailbox)
+    acknowledge = delete(t.mailbox).where(t.mailbox.c.site == bindparam("of"), t.mailbox.c.number <= bindparam("to"))
+    mail_after = (
+        select(t.mailbox.c.data)
+        .where(t.mailbox.c.site == bindparam("site"), t.mailbox.c.number > bindparam("number"))
+        .order_by(t.mailbox.c.number)
+        .limit(MAIL_AT_ONCE)
+    )
+    _round = (t.transcript.c.run == bindparam("run"), t.transcript.c.round == bindparam("round"))
+    said = select(t.transcript.c.number).where(
+        *_round, t.transcript.c.site == bindparam("site"), t.transcript.c.data == bindparam("data")
+    )
+    last = select(func.max(t.transcript.c.number)).where(*_round)
+    append = insert(t.transcript)
 
 
 @dataclass(frozen=True)
@@ -127,28 +154,23 @@ class Tx:
 
     def accept_number(self, sender: str, seq: int) -> None:
         """Raises: EnvelopeReplayed."""
-        row = self._run(select(t.sender).where(t.sender.c.id == sender)).first()
+        row = self._run(Hot.sender, {"id": sender}).first()
         window = ReplayWindow(row.highest, int(row.seen, 16)) if row else ReplayWindow()
         window = window.accept(seq, sender)
-        values = {"id": sender, "highest": window.highest, "seen": f"{window.seen:x}"}
-        self._run(upsert(t.sender).values(values).on_conflict_do_update(["id"], set_=values))
+        self._run(Hot.accept, {"id": sender, "highest": window.highest, "seen": f"{window.seen:x}"})
 
     def mail(self, site: str, make: Callable[[int], bytes]) -> None:
         """Puts a message into a site's mailbox. Args: make: the envelope, given its number."""
-        head = t.mailbox_head.c.number
-        number = (self._run(select(head).where(t.mailbox_head.c.site == site)).scalar() or 0) + 1
-        row = {"site": site, "number": number}
-        self._run(upsert(t.mailbox_head).values(row).on_conflict_do_update(["site"], set_=row))
-        self._run(insert(t.mailbox).values(**row, data=make(number)))
+        number = (self._run(Hot.head, {"site": site}).scalar() or 0) + 1
+        self._run(Hot.set_head, {"site": site, "number": number})
+        self._run(Hot.mail, {"site": site, "number": number, "data": make(number)})
         self.touched.add(f"mail/{site}")
 
     def acknowledge(self, site: str, number: int) -> None:
-        self._run(delete(t.mailbox).where(t.mailbox.c.site == site, t.mailbox.c.number <= number))
+        self._run(Hot.acknowledge, {"of": site, "to": number})
 
     def mail_after(self, site: str, number: int) -> list[bytes]:
-        where = (t.mailbox.c.site == site, t.mailbox.c.number > number)
-        query = select(t.mailbox.c.data).where(*where).order_by(t.mailbox.c.number).limit(MAIL_AT_ONCE)
-        return [row.data for row in self._run(query)]
+        return [row.data for row in self._run(Hot.mail_after, {"site": site, "number": number})]
 
     def set_catalogue(self, site: str, body: bytes) -> None:
         row = {"site": site, "body": body}
@@ -219,14 +241,11 @@ class Tx:
 
     def append(self, run: str, round: int, kind: str, site: str, data: bytes) -> None:
         """One more thing that the round's seal machine was told; a message that is there already is kept once."""
-        where = (t.transcript.c.run == run, t.transcript.c.round == round)
-        if kind == "message":
-            same = (*where, t.transcript.c.site == site, t.transcript.c.data == data)
-            if self._run(select(t.transcript.c.number).where(*same)).first():
-                return
-        last = self._run(select(func.max(t.transcript.c.number)).where(*where)).scalar() or 0
-        row = {"run": run, "round": round, "number": last + 1, "kind": kind, "site": site, "data": data}
-        self._run(insert(t.transcript).values(row))
+        row = {"run": run, "round": round, "kind": kind, "site": site, "data": data}
+        if kind == "message" and self._run(Hot.said, row).first():
+            return
+        last = self._run(Hot.last, row).scalar() or 0
+        self._run(Hot.append, {**row, "number": last + 1})
         self.touched.add(f"run/{run}")
 
     def transcript(self, run: str, round: int) -> list[tuple[str, str, bytes]]:
