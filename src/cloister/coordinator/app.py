@@ -27,7 +27,6 @@ from cloister.vector.errors import MalformedMessage, NotInRoster, UnexpectedMess
 from cloister.wire import Envelope, api, open_envelope
 from cloister.wire.envelope import join
 
-
 Handler = Callable[[Request], Awaitable[Response]]
 SITE, ANALYST = ("site",), ("analyst",)
 
