@@ -8,16 +8,20 @@ and one module for all, on one thread, and averages as it goes: what pays for no
 
 A round of each takes its turn, again and again, and the fastest round of each counts: other work on the machine hits
 all alike, and the ratio is what to compare. Clients per second are of whole rounds: asking, training, fixed point,
-summing, opening, the new model.
+summing, opening, the new model. Every engine has seen every client before the first round that counts.
+
+What two cores can give is measured as well: two serial simulations at once, which share nothing but the machine.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
 from typing import Annotated, Any
 
 import numpy as np
@@ -96,11 +100,46 @@ class Rounds:
         self.state: State = self._program.start()
         self()  # the profile: how many rows there are
 
+    def warm(self) -> None:
+        """Asks every client once, so that the engine has made whatever it keeps of them."""
+        query = self._program.ask(self.state)
+        assert query is not None
+        self._cohort.sum(replace(query, fraction=1.0))
+
     def __call__(self) -> None:
         query = self._program.ask(self.state)
         assert query is not None
         self.state = self._program.learn(self.state, self._cohort.sum(query))
         self._cohort.settle(self.state)
+
+
+class AtOnce:
+    """So many serial simulations, each in a process of its own: a call is a round of all of them."""
+
+    def __init__(self, job: cl.Job, data: Mapping[str, Any], count: int) -> None:
+        context, self._ends = multiprocessing.get_context("fork"), list[Connection]()
+        for _ in range(count):
+            here, there = context.Pipe()
+            context.Process(target=self._rounds, args=(job, data, there), daemon=True).start()
+            self._ends.append(here)
+
+    @staticmethod
+    def _rounds(job: cl.Job, data: Mapping[str, Any], end: Connection) -> None:
+        rounds = Rounds(job, data, make_engine("serial", job, data))
+        rounds.warm()
+        while end.recv():
+            rounds()
+            end.send(True)
+
+    def __call__(self) -> None:
+        for end in self._ends:
+            end.send(True)
+        for end in self._ends:
+            end.recv()
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.send(False)
 
 
 def job_of(model: Any, cohort: float = COHORT / CLIENTS, shape: tuple[int, ...] = (1, 28, 28)) -> cl.Job:
@@ -130,13 +169,20 @@ def throughput(name: str, make: Callable[[], nn.Module], model: Any, repeats: in
         engines["batched"] = make_engine("batched", job, data)
     if processes > 1:
         engines["processes"] = make_engine("processes", job, data, processes)
+    at_once = AtOnce(job, data, processes)
     try:
         rounds = {what: Rounds(job, data, engine) for what, engine in engines.items()}
-        seconds = best_of({"by hand": by_hand(make, data), **rounds}, repeats)
+        for each in rounds.values():
+            each.warm()
+        seconds = best_of({"by hand": by_hand(make, data), "at once": at_once, **rounds}, repeats)
     finally:
-        for engine in engines.values():
-            engine.close()
+        for running in (at_once, *engines.values()):
+            running.close()
     yield Row(name, "by hand, one thread", COHORT / seconds["by hand"], 1.0, None)
+    if processes > 1:
+        ceiling = processes * seconds["serial"] / seconds["at once"]
+        speed = processes * COHORT / seconds["at once"]
+        yield Row(name, f"{processes} serial simulations at once, to one", speed, ceiling, None)
     for what in rounds:
         base = seconds["serial" if what == "processes" else "by hand"]
         label = f"{what}, {processes} processes to serial" if what == "processes" else f"{what}, one thread"

@@ -2,14 +2,16 @@
 
     this process                                 each worker (forked: it has the data, the job and its code already)
     model into shared memory
-    tickets into a pipe that all read     ->     takes one whenever it is free: some sites, and fewer towards the end
+    tickets into a pipe for each worker   ->     takes one when it is free: some sites, and fewer towards the end;
+                                                 where its own are used up, another's
     Header, once                          ->     contributions, added to its own sum, until no ticket is left
                                           <-     Done, once: whose they are; who has no answer, and why
     adds up the workers' sums
 
-Nobody hands out work while it is done: a ticket is one read of eight bytes, and the largest sites come first, so that
-none waits long at the end of a round. A worker that is killed loses its sum, and another takes its place; sites that
-are in nobody's sum when the tickets are used up are dealt out again.
+Nobody hands out work while it is done: a ticket is one read of eight bytes. A site is at home with one worker, which
+has its data prepared from the last time; the largest come first, so that none waits long at the end of a round. A
+worker that is killed loses its sum, and another takes its place; sites that are in nobody's sum when the tickets are
+used up are dealt out again.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import signal
 import struct
 import threading
 import traceback
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +42,7 @@ from cloister.vector.layout import Words
 
 TICKET = struct.Struct("<II")  # sites of the header's list, from and up to: read as a whole or not at all
 MOST_TICKETS = 4096  # what any system's pipe holds; what is not dealt is dealt next
-SHARES = 4  # into how many parts a core's share of what is left is cut: stealing costs little, waiting more
+SHARES = 4  # into how many parts what a worker has left is cut: stealing costs little, waiting more
 ALIGNED = 64  # bytes: tensors start where torch's own would
 MOST_DEATHS, MOST_DEATHS_ELSEWHERE = 2, 10  # of workers in one sum: at one site; between sites
 
@@ -96,7 +99,7 @@ class Worker:
 
 
 class Shared:
-    """What this process and its workers all have: memory fixed before they are forked, and the pipe of tickets.
+    """What this process and its workers all have: memory fixed before they are forked, and the pipes of tickets.
 
     Args: workers: how many. broadcast_bytes: of a query's tensors. sum_bytes: of one worker's sum.
     Attributes: hands: int32[workers]: which of the header's sites a worker is at, counted from 1; 0: none.
@@ -106,7 +109,7 @@ class Shared:
         self.broadcast = mmap.mmap(-1, max(broadcast_bytes, 1))
         self._sums, self._sum_bytes = mmap.mmap(-1, max(workers * sum_bytes, 1)), sum_bytes
         self.hands: npt.NDArray[np.int32] = np.frombuffer(mmap.mmap(-1, 4 * workers), np.int32)
-        self._taken, self._dealt = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pipes = [os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(workers)]
 
     def fits(self, broadcast_bytes: int, sum_bytes: int) -> bool:
         return broadcast_bytes <= len(self.broadcast) and sum_bytes <= self._sum_bytes
@@ -115,19 +118,21 @@ class Shared:
         words: Words = np.frombuffer(self._sums, coder.dtype, coder.size, at * self._sum_bytes)
         return words
 
-    def deal(self, tickets: list[tuple[int, int]]) -> None:
-        os.write(self._dealt, b"".join(TICKET.pack(*ticket) for ticket in tickets[:MOST_TICKETS]))
+    def deal(self, at: int, tickets: list[tuple[int, int]]) -> None:
+        os.write(self._pipes[at][1], b"".join(TICKET.pack(*ticket) for ticket in tickets[:MOST_TICKETS]))
 
-    def take(self) -> tuple[int, int] | None:
-        try:
-            start, stop = TICKET.unpack(os.read(self._taken, TICKET.size))
-        except BlockingIOError:
-            return None
-        return start, stop
+    def take(self, at: int) -> tuple[int, int] | None:
+        """The worker's own next ticket, or the next one's that has any left; None: nobody has."""
+        for readable, _ in self._pipes[at:] + self._pipes[:at]:
+            with contextlib.suppress(BlockingIOError):
+                start, stop = TICKET.unpack(os.read(readable, TICKET.size))
+                return start, stop
+        return None
 
     def close(self) -> None:
-        os.close(self._taken)
-        os.close(self._dealt)
+        for ends in self._pipes:
+            for end in ends:
+                os.close(end)
 
 
 class ProcessEngine:
@@ -201,7 +206,13 @@ class ProcessEngine:
 
     def _deal(self, shared: Shared, header: Header, coder: FixedPoint, deaths: Counter[str]) -> Iterator[Done]:
         """Has the header's sites computed, except those that a worker had when it was killed."""
-        shared.deal(self._tickets(header.sites))
+        homes: list[list[str]] = [[] for _ in self._workers]
+        for site in header.sites:
+            homes[zlib.crc32(site.encode()) % self._count].append(site)
+        header, begin = replace(header, sites=[site for home in homes for site in home]), 0
+        for at, home in enumerate(homes):
+            shared.deal(at, [(begin + start, begin + stop) for start, stop in self._tickets(home)])
+            begin += len(home)
         for worker in self._workers:
             _send(worker.connection, header)
         waiting = list(self._workers)
@@ -235,7 +246,7 @@ class ProcessEngine:
         tickets, start, left = [], 0, sum(sizes)
         while start < len(sites):
             stop, taken = start + 1, sizes[start]
-            while stop < len(sites) and taken + sizes[stop] <= left / (SHARES * self._count):
+            while stop < len(sites) and taken + sizes[stop] <= left / SHARES:
                 taken += sizes[stop]
                 stop += 1
             tickets.append((start, stop))
@@ -348,7 +359,7 @@ def _computed(serial: SerialEngine, header: Header, shared: Shared, at: int) -> 
     query = _query(header, shared.broadcast)
     coder = FixedPoint(query.sealed_layout, header.coded_sites, header.bits)
     total, summed, faults = shared.sum_of(at, coder), list[str](), list[Fault]()
-    while ticket := shared.take():
+    while ticket := shared.take(at):
         for place in range(*ticket):
             shared.hands[at] = place + 1
             for part in serial.each(query, coder, header.sites[place : place + 1]):
