@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: setup demo test lint fix bench bench-peers reproduce fuzz faults docs clean
+.PHONY: setup proxy-peer demo test lint fix bench bench-peers reproduce fuzz faults docs clean
 
 setup: $(STAMP)  ## make .venv and install everything
 
@@ -45,6 +45,10 @@ bench: $(STAMP)  ## every benchmark, each beside its ceiling; ARGS="--quick", AR
 bench-peers: $(STAMP)  ## the same work in Flower and pfl-research, installed into .venv-peers; into docs/performance.md
 	@$(BIN)/python benchmarks/peers.py --install --write $(ARGS)
 
+proxy-peer:  ## mitmproxy in .venv-proxy, for the test of a proxy that opens TLS
+	@test -x .venv-proxy/bin/mitmdump || { $(PYTHON) -m venv .venv-proxy && \
+	 .venv-proxy/bin/python -m pip --disable-pip-version-check -qq install 'mitmproxy>=11'; }
+
 reproduce: $(STAMP)  ## published numbers, measured again; NAME=heart, ARGS="--write"
 	@$(BIN)/python benchmarks/reproduce.py $(NAME) $(ARGS)
 
@@ -59,4 +63,4 @@ docs: $(STAMP)  ## regenerate what is generated: docs/cli.md
 	@echo "wrote docs/cli.md"
 
 clean:  ## remove what setup, tests and demos left
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf $(VENV) .venv-proxy .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
