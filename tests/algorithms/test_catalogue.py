@@ -27,8 +27,9 @@ MLP = cl.Torch(cl.nets.MLP([3]), loss="mse", optimizer=cl.SGD(0.02), steps=4, ba
 
 
 def made(name: str) -> Algorithm:
-    more = {"private": ["*.bias"]} if name in ("PartialSharing", "FedBN") else {}
-    return OURS[name](rounds=3, cohort=0.75, patience=2, **more)
+    more = {"PartialSharing": {"private": ["*.bias"]}, "FedBN": {"private": ["*.bias"]}}
+    more |= {"FLTrust": {"trusted": ["kent", "leeds", "york"]}, "Cyclic": {"cohort": 1.0}}
+    return OURS[name](**{"rounds": 3, "cohort": 0.75, "patience": 2, **more.get(name, {})})
 
 
 def job(name: str) -> cl.Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 
 import cloister as cl
 from cloister.algorithms.base import from_json
-from cloister.vector.errors import JobError
+from cloister.algorithms.fltrust import trusting
+from cloister.simulation import cohort
+from cloister.simulation.sealing import buckets_of
+from cloister.vector.errors import JobError, UsageError
 
-from .problems import regression, simulated
+from .problems import Sites, initial, regression, simulated
 
 RNG = np.random.default_rng(5)
 MEANS = RNG.normal(size=(9, 6))
@@ -121,6 +125,69 @@ def test_settings_that_cannot_be_kept_are_refused(wrong, told):
     with pytest.raises(JobError) as refused:
         wrong()
     assert told in f"{refused.value} {refused.value.mend}"
+
+
+def fltrust(means, reference):
+    g0, total, trust = reference, 0.0, 0.0
+    for g in means:
+        ts = max(0.0, g @ g0 / np.linalg.norm(g) / np.linalg.norm(g0))
+        total, trust = total + ts * np.linalg.norm(g0) / np.linalg.norm(g) * g, trust + ts
+    return total / trust
+
+
+def test_fltrust_is_its_papers_formula():
+    """Cao 2021, algorithm 2: ReLU of the cosine, updates as long as the reference."""
+    assert np.allclose(trusting(MEANS, BEFORE), fltrust(MEANS, BEFORE), rtol=1e-12)
+    assert sum(float(mean @ BEFORE) < 0 for mean in MEANS) > 0, "some are not trusted at all"
+    assert trusting(-BEFORE[np.newaxis], BEFORE).tolist() == [0.0] * 6, "nobody points its way"
+    assert trusting(MEANS, np.zeros(6)).tolist() == [0.0] * 6
+    assert trusting(np.zeros((2, 6)), BEFORE).tolist() == [0.0] * 6
+
+
+def test_fltrust_asks_the_trusted_alone_and_then_all_others_in_buckets(monkeypatch):
+    """A whole run against numpy; no site is ever in both sums of a round."""
+    data, trusted = sites_of(24), ("s03", "s10", "s11", "s17")
+    groups: list[Sequence[Sequence[str]]] = []
+
+    def recorded(query, sites):
+        groups.append(buckets_of(query, sites))
+        return groups[-1]
+
+    monkeypatch.setattr(cohort, "buckets_of", recorded)
+    job = regression(cl.FLTrust(4, trusted=trusted, buckets=3), lr=0.2)
+    result = cl.simulate(job, data, engine="serial")
+    sites, names = Sites(data), sorted(data)
+    w, asked = initial(job, 2), groups[-8:]  # preparation comes before
+    for ours, others in zip(asked[::2], asked[1::2], strict=True):
+        deltas = {name: sites.descend(at, w, lr=0.2) - w for at, name in enumerate(names)}
+        reference = np.mean([deltas[name] for name in trusted], axis=0)
+        assert ours == (trusted,)
+        assert sorted(site for group in others for site in group) == sorted(set(names) - set(trusted))
+        w = w + fltrust([np.mean([deltas[name] for name in group], axis=0) for group in others], reference)
+    assert np.allclose(result.state.tensors["model"], w, atol=2e-5)
+    assert [row["round"] for row in result.state.facts["history"]] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("attack", ["sign-flip:10", "ipm:10"])
+def test_fltrust_learns_where_a_mean_does_not(attack):
+    data = sites_of(28)
+    settings = {"attack": attack, "attackers": [f"s{at:02}" for at in range(10, 15)], "engine": "serial"}
+    trust = cl.FLTrust(20, trusted=[f"s{at:02}" for at in range(3)], buckets=5)
+    ends = [cl.simulate(regression(each, lr=0.2), data, **settings) for each in (cl.FedAvg(20), trust)]
+    off = [np.abs(end.state.tensors["model"] - [1.0, -2.0, 0.5]).max() for end in ends]
+    assert off[0] > 1.0
+    assert off[1] < 0.05
+
+
+def test_fltrust_is_the_same_with_masks_and_needs_sites_that_are_there():
+    data = sites_of(14)
+    job = regression(cl.FLTrust(2, trusted=("s00", "s01", "s02"), buckets=2))
+    assert cl.simulate(job, data, seal="masks").model_bytes == cl.simulate(job, data, engine="serial").model_bytes
+    with pytest.raises(UsageError, match="names 'dover'"):
+        cl.simulate(regression(cl.FLTrust(2, trusted=("dover", "s01", "s02"))), data)
+    for wrong, told in (({"trusted": ("a", "b")}, "one site's own update"), ({"trusted": "abc"}, "no list of names")):
+        with pytest.raises(JobError, match=told):
+            cl.FLTrust(rounds=1, **wrong)
 
 
 def sites_of(count: int) -> dict[str, pd.DataFrame]:

@@ -180,6 +180,40 @@ def test_a_run_can_be_stopped(federation: Federation) -> None:
     assert events[-1]["event"] == "stopped"
 
 
+def test_an_algorithm_may_name_whom_it_asks(federation: Federation) -> None:
+    """FLTrust: a sum over the trusted sites, then one over the others, each with all their dropouts to itself."""
+    sites = found(federation, (*SITES, "site-6"))
+    what = job(algorithm=cl.FLTrust(1, trusted=("site-2", "site-3", "site-6"), buckets=1))
+    result, state, events = play(federation, sites, lambda analyst: whole_run(analyst, what))
+    assert result["status"] == "done"
+    simulated = cl.simulate(what, {site.member.id: site.frame for site in sites})
+    np.testing.assert_array_equal(state.tensors["model"], simulated.state.tensors["model"])
+    asked = [event["sites"] for event in events if event["event"] == "open" and event["stage"] == "train"]
+    assert asked == [["site-2", "site-3", "site-6"], ["site-1", "site-4", "site-5"]]
+
+
+def test_a_site_that_an_algorithm_names_must_be_a_member(federation: Federation) -> None:
+    what = job(algorithm=cl.FLTrust(1, trusted=("site-1", "site-2", "dover"), buckets=1))
+
+    async def act(analyst: CoordinatorClient) -> list[dict[str, Any]]:
+        return await to_the_end(analyst, await analyst.submit(complete(what).to_bytes()))
+
+    events = play(federation, found(federation), act)
+    assert events[-1]["event"] == "failed"
+    assert "'dover', which is no site" in events[-1]["message"]
+
+
+def test_an_algorithm_for_simulations_is_refused(federation: Federation) -> None:
+    async def act(analyst: CoordinatorClient) -> None:
+        with pytest.raises(JobError, match="Cyclic is for simulations") as refused:
+            await analyst.submit(complete(job(algorithm=cl.Cyclic(rounds=2))).to_bytes())
+        assert "Take FedAvg" in refused.value.mend
+        raise Crash
+
+    with pytest.raises(Crash):
+        play(federation, [], act)
+
+
 def test_a_bundle_must_be_a_job(federation: Federation) -> None:
     async def act(analyst: CoordinatorClient) -> None:
         with pytest.raises(JobError):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 import cloister as cl
@@ -77,5 +78,12 @@ def test_a_cohort_is_deterministic_and_never_under_three():
     assert len(choose_cohort(sites, 0.01, 0, 0)) == 3
     assert choose_cohort(sites, 0.5, 0, 1) == choose_cohort(sites[::-1], 0.5, 0, 1)
     assert len({tuple(choose_cohort(sites, 0.5, 0, step)) for step in range(20)}) > 15
+    coins = [choose_cohort(sites, 0.4, 7, step, poisson=True) for step in range(400)]
+    assert min(map(len, coins)) >= 3
+    assert coins[9] == choose_cohort(sites[::-1], 0.4, 7, 9, poisson=True)
+    together = np.array([[site in chosen for site in sites] for chosen in coins], float)
+    assert np.all(abs(together.mean(axis=0) - 0.4) < 0.12)
+    assert abs(together.sum(axis=1).var() - 20 * 0.4 * 0.6) < 1.5, "as many as coins give, not a fixed number"
+    assert len(choose_cohort(sites, 0.001, 7, 0, poisson=True)) >= 3
     asked = [site for step in range(400) for site in choose_cohort(sites, 0.25, 3, step)]
     assert all(60 < asked.count(site) < 140 for site in sites), "each site is asked about 100 times"

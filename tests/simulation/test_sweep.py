@@ -169,7 +169,7 @@ def command_error(arguments: list[str]) -> None:
         ("algorithm.server_lrr=1", "Did you mean algorithm.server_lr"),
         ("weight=1", "There are: task.model.hidden, .*partition.alpha"),
         ("lr=-1", "SGD: lr: Input should be greater than 0"),
-        ("algorithm=FedFoo", "Known are: Ditto, FedAdagrad"),
+        ("algorithm=FedFoo", "Known are: Cyclic, Ditto"),
         ("algorithm.server_lr=fast", "does not fit. In the job it is 1.0"),
         ("partition=oval", "Use one of skewed, iid"),
         ("partition.alpha=-1", "needs a positive number"),

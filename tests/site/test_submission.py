@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from cloister.seal.roster import Member, Roster
 from cloister.site.runs import SiteRun
 from cloister.site.settings import DataSource, SiteFolder
 from cloister.vector import digest
-from cloister.vector.errors import BadSignature, ContextMismatch, NotInRoster
+from cloister.vector.errors import BadSignature, ContextMismatch, JobError, NotInRoster
 from cloister.wire.api import JobNotice
 from cloister.wire.envelope import Envelope, sign_envelope
 
@@ -83,3 +84,9 @@ def test_a_coordinator_cannot_lend_a_name(
 ) -> None:
     with pytest.raises(error):
         read(tmp_path, declarative, submission(declarative, **altered), analyst)
+
+
+def test_a_site_runs_nothing_that_is_for_simulations(tmp_path: Path, declarative: cl.Job) -> None:
+    cyclic = dataclasses.replace(declarative, algorithm=cl.Cyclic(rounds=1))
+    with pytest.raises(JobError, match="Cyclic is for simulations"):
+        read(tmp_path, cyclic, submission(cyclic))

@@ -2,6 +2,7 @@
 
 from cloister.algorithms import evaluation
 from cloister.algorithms.base import Algorithm, from_json
+from cloister.algorithms.cyclic import Cyclic
 from cloister.algorithms.ditto import Ditto
 from cloister.algorithms.fedavg import FedAvg
 from cloister.algorithms.fedbuff import FedBuff
@@ -9,6 +10,7 @@ from cloister.algorithms.feddyn import FedDyn
 from cloister.algorithms.fednova import FedNova
 from cloister.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from cloister.algorithms.fedprox import FedProx
+from cloister.algorithms.fltrust import FLTrust
 from cloister.algorithms.local import Curvature, Site, Terms, Trained
 from cloister.algorithms.newton import Newton
 from cloister.algorithms.partial import FedBN, FedRep, PartialSharing
@@ -22,7 +24,9 @@ __all__ = [
     "CentredClipping",
     "CosineDecay",
     "Curvature",
+    "Cyclic",
     "Ditto",
+    "FLTrust",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",

@@ -24,6 +24,7 @@ from cloister.vector import Query, State, Total
 from cloister.vector.bundle import Array
 from cloister.vector.errors import JobError
 
+SAMPLINGS = ("uniform", "poisson")
 _REGISTRY: dict[str, type[Algorithm]] = {}
 
 
@@ -34,6 +35,7 @@ class Algorithm(ABC):
     Attributes:
       rounds: of training, at most.
       cohort: fraction of the sites that is asked in each training round, in (0, 1].
+      sampling: of that cohort: "uniform", so many sites; "poisson", each with that chance.
       patience: training ends when the sealed loss on the held-out rows has not fallen for so many evaluations; the
         result is the model with the smallest. None: all rounds.
     """
@@ -41,11 +43,13 @@ class Algorithm(ABC):
     rounds: int
     cohort: float = 1.0
     patience: int | None = field(default=None, kw_only=True)
+    sampling: str = field(default="uniform", kw_only=True)
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()  # of the task: keys of `local.NEEDS`
     stateful: ClassVar[bool] = False  # whether sites keep a memory of their own between rounds
     whole: ClassVar[bool] = True  # whether the result is all of a model; else part of it stays at each site
+    sealed: ClassVar[bool] = True  # whether only sums are opened
     simulated: ClassVar[str] = ""  # why it is for simulations alone; empty: a federation can run it
     instead: ClassVar[str] = ""  # what to take there
     measured: ClassVar[tuple[str, ...]] = ("test",)  # the models that are evaluated: the keys of `models`
@@ -60,6 +64,8 @@ class Algorithm(ABC):
         require_count(self.name, rounds=self.rounds, patience=self.patience)
         if not 0.0 < self.cohort <= 1.0:
             raise JobError(f"{self.name}: cohort={self.cohort} is not a fraction in (0, 1].")
+        if self.sampling not in SAMPLINGS:
+            raise JobError(f"{self.name}: sampling={self.sampling!r} is not one of {', '.join(SAMPLINGS)}.")
 
     @abstractmethod
     def start(self, model: Array) -> State:
@@ -69,9 +75,13 @@ class Algorithm(ABC):
     def ask(self, state: State) -> Query | None:
         """The next question, or None when done. What sites need besides the job is in its config and tensors."""
 
+    def measures(self, state: State) -> bool:
+        """Whether the next question may also measure the model that it broadcasts: one of each round may."""
+        return True
+
     @abstractmethod
     def learn(self, state: State, total: Total) -> State:
-        """The next state, from the opened sum of the last question."""
+        """The next state, from the opened sum of the last question. A round of several ends when "round" rises."""
 
     def local(self, site: Site) -> Mapping[str, Array]:
         """A site's answer: an array for each block that `ask` names, and its "train_loss"."""

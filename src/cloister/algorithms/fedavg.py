@@ -65,7 +65,8 @@ class FedAvg(Algorithm):
         config = {"round": state.facts["round"] + 1}
         layout, broadcast = Layout(self.blocks(state)), self.broadcast(state)
         buckets = self.aggregate.buckets if self.aggregate else 1
-        return Query("train", layout, 1, broadcast, config, self.cohort, buckets)
+        poisson = self.sampling == "poisson"
+        return Query("train", layout, 1, broadcast, config, self.cohort, buckets, poisson)
 
     def learn(self, state: State, total: Total) -> State:
         return self.moved(state, self.combined(state, total))

@@ -46,6 +46,8 @@ class FedBuff(FedAvg):
         require_count(self.name, buffer=self.buffer, max_staleness=self.max_staleness)
         if self.buffer < FEWEST:
             raise JobError(f"FedBuff: buffer={self.buffer} would open single updates.", mend="Three or more.")
+        if self.sampling != "uniform":
+            raise JobError("FedBuff: who is ready is in a sum, nobody is sampled.", mend="Leave sampling out.")
 
     def start(self, model: Array) -> State:
         state = super().start(model)

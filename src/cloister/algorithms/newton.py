@@ -57,8 +57,8 @@ class Newton(Algorithm):
             Block("gradient", (size,), bound=self.bound, weighted=True, wide=True),
             Block("hessian", (size * (size + 1) // 2,), bound=self.bound, weighted=True, wide=True),
         )
-        config = {"round": state.facts["round"] + 1}
-        return Query("train", Layout(blocks), 1, tensors={"model": model}, config=config, fraction=self.cohort)
+        config, poisson = {"round": state.facts["round"] + 1}, self.sampling == "poisson"
+        return Query("train", Layout(blocks), 1, {"model": model}, config, self.cohort, poisson=poisson)
 
     def local(self, site: Site) -> Mapping[str, Array]:
         found = site.curvature()

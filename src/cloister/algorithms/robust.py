@@ -114,7 +114,7 @@ class Krum(Aggregate):
 
     def combine(self, means: Floats, before: Floats) -> Floats:
         _still(len(means), 2 * self.bad + 3)
-        apart = np.array([[_square(one - other) for other in means] for one in means])
+        apart = np.array([[square(one - other) for other in means] for one in means])
         nearest = np.sort(apart, axis=1)[:, 1 : len(means) - self.bad - 1]  # [0] is its own, n - f - 2 follow
         scores = _mean(nearest.T)
         kept = means[np.argsort(scores, kind="stable")[: self.keep]]
@@ -143,7 +143,7 @@ class GeometricMedian(Aggregate):
     def combine(self, means: Floats, before: Floats) -> Floats:
         at = _mean(means)
         for _ in range(self.steps):
-            distances = np.array([max(self.smoothing, math.sqrt(_square(mean - at))) for mean in means])
+            distances = np.array([max(self.smoothing, math.sqrt(square(mean - at))) for mean in means])
             at = _mean(means, 1.0 / distances)
         return at
 
@@ -171,7 +171,7 @@ class CentredClipping(Aggregate):
         at = before
         for _ in range(self.steps):
             beyond = means - at
-            lengths = np.array([math.sqrt(_square(each)) for each in beyond])
+            lengths = np.array([math.sqrt(square(each)) for each in beyond])
             cut = np.minimum(1.0, self.radius / np.maximum(lengths, np.finfo(np.float64).tiny))
             at = at + _mean(beyond * cut[:, None])
         return at
@@ -195,7 +195,7 @@ def _mean(values: Floats, weights: Floats | None = None) -> Floats:
     return total / float(np.sum(each))
 
 
-def _square(values: Floats) -> float:
+def square(values: Floats) -> float:
     """The squared L2 norm; np.sum adds in an order of its own that is the same on every machine, BLAS does not."""
     return float(np.sum(values * values))
 

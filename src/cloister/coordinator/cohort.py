@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from cloister.coordinator.hub import Hub, Stopping
 from cloister.coordinator.rounds import OpenRound, delete_parts, little_endian, void_round
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.job import Job
-from cloister.round import choose_cohort
+from cloister.round import asked
 from cloister.seal.buckets import check_buckets, fewest_survivors
 from cloister.seal.graph import default_graph
 from cloister.seal.labels import ZERO32
@@ -31,6 +31,7 @@ from cloister.vector import Query, State, Total, open_buckets
 from cloister.vector.errors import (
     CloisterError,
     DataError,
+    JobError,
     PeerError,
     RoundVoid,
     TooFewSites,
@@ -152,10 +153,20 @@ class RemoteCohort:
             await hub.signals.wait([f"run/{self._run.id}", "presence", "catalogue"], remaining)
         raise Stopping("the coordinator stops.")
 
-    async def _return_of(self, bound: tuple[str, ...]) -> list[str]:
-        """Waits for all the sites that the run is bound to.
+    def _require_members(self, named: tuple[str, ...]) -> None:
+        """Raises JobError: a site that the job's algorithm names is none of the federation's."""
+        if unknown := sorted(set(named) - set(self._members())):
+            raise JobError(
+                f"the job's algorithm names {unknown[0]!r}, which is no site of this federation.",
+                mend=f"The sites are: {', '.join(self._members()[:20])}.",
+            )
 
-        Raises: TooFewSurvivors: one of them refuses the run, or is not there within the patience. Stopped.
+    async def _all_of(
+        self, bound: tuple[str, ...], fault: Callable[[list[str], tuple[str, ...]], CloisterError]
+    ) -> list[str]:
+        """Waits for all of these sites.
+
+        Raises: fault(missing, bound): one of them refuses the run, or is not there within the patience. Stopped.
         """
         hub, started, told = self._hub, time.monotonic(), False
         while not hub.signals.closing:
@@ -164,11 +175,7 @@ class RemoteCohort:
             if not missing:
                 return list(bound)
             if time.monotonic() - started >= hub.patience.cohort or set(missing) & self._refused().keys():
-                raise TooFewSurvivors(
-                    f"{', '.join(missing)} must answer again: a round was void after its sites had agreed to a sum"
-                    f" over {', '.join(bound)}, and a sum over others would differ from that by single sites.",
-                    mend="Start these sites, then submit the job again.",
-                )
+                raise fault(missing, bound)
             if not told:
                 told = True
                 self._event({"event": "waiting", "sites": sorted(set(bound) - set(missing)), "needed": len(bound)})
@@ -237,10 +244,14 @@ class RemoteCohort:
         done = hub.store.look(lambda tx: tx.last_round(run.id, "done"))
         number = 0 if last is None else last.number + 1
         if bound := hub.store.look(lambda tx: tx.bound(run.id)):
-            sites = await self._return_of(bound)
+            sites = await self._all_of(bound, _away_after_void)
         else:
-            candidates = await self._candidates(hub.patience.gather if last is None else 0.0)
-            sites = choose_cohort(candidates, query.fraction, self._job.seed, query.config.get("step", number))
+            if query.named and not query.others:
+                self._require_members(query.named)
+                candidates = await self._all_of(query.named, _away)
+            else:
+                candidates = await self._candidates(hub.patience.gather if last is None else 0.0)
+            sites = asked(query, candidates, self._job.seed, query.config.get("step", number))
         check_buckets(query.buckets, len(sites))
         plan = Plan(
             federation=hub.folder.federation,
@@ -348,6 +359,21 @@ class RemoteCohort:
 
     def _event(self, body: Mapping[str, Any]) -> None:
         self._hub.store.run_tx("event", lambda tx: tx.add_event(self._run.id, body))
+
+
+def _away(missing: list[str], named: tuple[str, ...]) -> CloisterError:
+    return TooFewSites(
+        f"{', '.join(missing)}: not there, and the job's algorithm sums over {', '.join(named)}, all of them.",
+        mend="Start these sites, or name others; then submit again.",
+    )
+
+
+def _away_after_void(missing: list[str], bound: tuple[str, ...]) -> CloisterError:
+    return TooFewSurvivors(
+        f"{', '.join(missing)} must answer again: a round was void after its sites had agreed to a sum"
+        f" over {', '.join(bound)}, and a sum over others would differ from that by single sites.",
+        mend="Start these sites, then submit the job again.",
+    )
 
 
 def _rounded(seconds: float) -> float:

@@ -13,7 +13,8 @@ class PrivacyStatement:
     mechanism: "none" (exact sums; no differential privacy), or what adds the noise.
     unit: whose presence is protected: "row", "site", a column that says whose row it is, or "none".
     epsilon, delta: that all opened sums together cost each unit; None without differential privacy.
-    seal: "sealed" (only sums were opened), or how a simulation in one process summed: "ideal" or "masks".
+    seal: "sealed" (only sums were opened), or how a simulation in one process summed: "ideal" or "masks", or
+      "unsealed", where it opened single sites' updates.
     colluders: sites that may collude with the coordinator before a single honest site's sum share is exposed.
     asked: the epsilon of the job.
     events: what was released, as `accounting.Event` writes it: epsilon follows from them and delta.
@@ -37,6 +38,8 @@ class PrivacyStatement:
                 "Only sums over the surviving sites were opened; no site's update, row count or metric left it, "
                 f"as long as at most {self.colluders} sites collude with the coordinator."
             )
+        elif self.seal == "unsealed":
+            opened = "Simulated in one process: each site's own model went to the next one, which no federation does."
         else:
             how = "with its masks" if self.seal == "masks" else "without its masks"
             opened = f"Simulated in one process: the same integer sums as a sealed federation, {how}."

@@ -3,7 +3,7 @@
 from cloister.round.contribute import contribute
 from cloister.round.decide import Decision, Policy, decide_job, decide_plan
 from cloister.round.evidence import Evidence, RoundEvidence
-from cloister.round.loop import Cohort, Store, Trainer, choose_cohort, run
+from cloister.round.loop import Cohort, Store, Trainer, asked, choose_cohort, run
 from cloister.round.program import Program
 from cloister.round.verdict import Claim, Finding, Verdict
 from cloister.round.verify import verify
@@ -20,6 +20,7 @@ __all__ = [
     "Store",
     "Trainer",
     "Verdict",
+    "asked",
     "choose_cohort",
     "contribute",
     "decide_job",

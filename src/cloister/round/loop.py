@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from cloister.round.program import Program
+from cloister.seal.threshold import MIN_SITES
 from cloister.vector import Answer, Query, State, Total, canonical
 
 
@@ -59,19 +60,44 @@ def run(
     return state
 
 
-def choose_cohort(sites: Sequence[str], fraction: float, seed: int, step: int) -> list[str]:
+def asked(query: Query, sites: Collection[str], seed: int, step: int) -> list[str]:
+    """The sites, of these that are there, to which a question goes."""
+    named = set(query.named)
+    pool = [site for site in sites if (site in named) != query.others] if named else list(sites)
+    return choose_cohort(pool, query.fraction, seed, step, poisson=query.poisson)
+
+
+def choose_cohort(sites: Sequence[str], fraction: float, seed: int, step: int, *, poisson: bool = False) -> list[str]:
     """The sites asked in one step: a uniform sample of round(fraction * n), at least three where there are three.
+
+    With `poisson` each is in it with chance `fraction`, by itself; a sample of under three is drawn again. Which site
+    is asked is no secret, so no privacy is amplified by either.
 
     Deterministic in (seed, step) and independent of the order of `sites`. Floyd's method (Bentley, Floyd 1987,
     "A sample of brilliance") with numbers drawn by SHA-256: a small cohort of many sites costs no more than of few.
     """
-    ordered = sorted(sites)
+    ordered, fewest = sorted(sites), min(MIN_SITES, len(sites))
     if fraction >= 1.0:
         return ordered
-    count = max(round(fraction * len(ordered)), min(3, len(ordered)))
     material = canonical([seed, step, "cohort"])
+    if poisson:
+        return _coins(ordered, fraction, material, fewest)
+    count = max(round(fraction * len(ordered)), fewest)
     chosen: set[int] = set()
     for last in range(len(ordered) - count, len(ordered)):
         drawn = int.from_bytes(hashlib.sha256(material + last.to_bytes(8, "big")).digest(), "big") % (last + 1)
         chosen.add(last if drawn in chosen else drawn)
     return [ordered[at] for at in sorted(chosen)]
+
+
+def _coins(ordered: Sequence[str], chance: float, material: bytes, fewest: int) -> list[str]:
+    """A coin for each, 8 bytes of SHAKE-256; all of them anew until enough sites are chosen."""
+    below, draw = int(chance * 2.0**64), 0
+    while True:
+        drawn = hashlib.shake_256(material + draw.to_bytes(8, "big")).digest(8 * len(ordered))
+        chosen = [
+            site for at, site in enumerate(ordered) if int.from_bytes(drawn[8 * at : 8 * at + 8], "big") < below
+        ]
+        if len(chosen) >= fewest:
+            return chosen
+        draw += 1

@@ -79,12 +79,18 @@ class Program:
         query = self.job.algorithm.ask(state)
         assert query is not None, "the stage is left when the algorithm has no more questions"
         loss = Block("train_loss", (), bound=TRAIN_LOSS_BOUND, weighted=True, wide=True)
-        evaluates = self.job.evaluates(state.facts["round"])
+        evaluates = self._measures(state)
         tests = self._tests() if evaluates else ()
         config = {**query.config, "evaluate": evaluates}
         blocks = (*query.layout.blocks, loss, *tests)
         asked = self._with_model(state, query.task, blocks, config, query.tensors)
-        return replace(asked, fraction=query.fraction, buckets=query.buckets)
+        return replace(
+            query, layout=asked.layout, max_rows=asked.max_rows, tensors=asked.tensors, config=asked.config
+        )
+
+    def _measures(self, state: State) -> bool:
+        """Whether the training question that follows also measures the model."""
+        return self.job.evaluates(state.facts["round"]) and self.job.algorithm.measures(state)
 
     def _with_model(
         self,
@@ -156,10 +162,12 @@ class Program:
     def _learn_train(self, state: State, total: Total) -> State:
         """A training question also measures the model that it broadcasts: metrics belong to the round before."""
         history = list(state.facts["history"])
-        if self.job.evaluates(state.facts["round"]):
+        if self._measures(state):
             history[-1] = {**history[-1], **self._metrics(total)}
             state = _with_best(state, history[-1], self.job.algorithm.patience)
         after = self.job.algorithm.learn(state, total)
+        if after.facts["round"] == state.facts["round"]:
+            return after.with_({"history": history})  # the round has another question
         row = {
             "round": after.facts["round"],
             "rows": round(total.rows),

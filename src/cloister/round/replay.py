@@ -59,6 +59,8 @@ def next_state(program: Program, state: State, each: ReceiptedRound, total: byte
     told = (plan.layout, plan.max_rows, plan.bits, plan.buckets)
     if told != (query.sealed_layout, query.max_rows, job.bits, query.buckets):
         raise BadModel("the plan's layout, rows, bits or buckets are not those of the job's query")
+    if not query.admits(plan.sites):
+        raise BadModel("the sites that were asked are not those that the job names")
     words = np.frombuffer(total, plan.coder.dtype.newbyteorder("<")).astype(plan.coder.dtype)
     parts, counts = words.reshape(plan.buckets, plan.words), [len(summed) for summed in audit.summed(receipt)]
     after = replayed(lambda: program.learn(state, open_buckets(query, plan.coder, parts, counts)))

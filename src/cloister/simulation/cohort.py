@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cloister.job import Job, SiteDP
-from cloister.round import choose_cohort
+from cloister.round import asked
 from cloister.round.contribute import central_noise
 from cloister.seal.masks import reduce
 from cloister.seal.threshold import MIN_SITES, threshold
@@ -73,7 +73,7 @@ class LocalCohort:
         """
         began = time.perf_counter()
         step = int(query.config["step"])
-        sites, asked, timing = self._asked(query, step)
+        sites, told, timing = self._asked(query, step)
         buckets = buckets_of(query, sites)
         present = self._present(sites, buckets, step, query)
         coder = FixedPoint(query.sealed_layout, len(sites), self._job.bits)
@@ -82,7 +82,7 @@ class LocalCohort:
         faults: dict[str, TaskError | DataError] = {}
         survivors: list[str] = []
         sealing = time.perf_counter() - began
-        for part in self._engine.parts(asked, coder, present, apart=self._seal.apart or len(buckets) > 1):
+        for part in self._engine.parts(told, coder, present, apart=self._seal.apart or len(buckets) > 1):
             if part.words is None:
                 assert part.fault is not None, "a part without words says why"
                 faults[part.sites[0]] = self._refused(part.fault, part.sites[0], query)
@@ -128,13 +128,28 @@ class LocalCohort:
 
     def _asked(self, query: Query, step: int) -> tuple[list[str], Query, dict[str, float]]:
         """The sites of a round, the question as they get it, and what a virtual clock says about it."""
-        if self._clock is None or query.task != "train":
-            return choose_cohort(self._sites, query.fraction, self._job.seed, step), query, {}
+        if query.task != "train" or (self._job.algorithm.sealed and self._clock is None):
+            self._known(query.named)
+            return asked(query, self._sites, self._job.seed, step), query, {}
+        if self._clock is None:
+            return [self._turn(query.config["round"] - 1)], query, {}
         ready = self._clock.arrivals(query.config["round"] - 1)
         old = {site: stale for site, stale in ready.staleness.items() if stale}
         stale = replace(query, config={**query.config, "staleness": old})
         timing = {"clock": round(ready.time, 3), "staleness": sum(old.values()) / len(ready.staleness)}
         return sorted(ready.staleness), stale, timing
+
+    def _turn(self, done: int) -> str:
+        """Whose turn it is after so many turns."""
+        cycle, at = divmod(done, len(self._sites))
+        return sorted(self._sites, key=lambda site: self._chance(site, cycle, 0, "turn"))[at]
+
+    def _known(self, named: Sequence[str]) -> None:
+        """Raises UsageError: a site that is none."""
+        if unknown := sorted(set(named) - set(self._sites)):
+            raise UsageError(
+                f"the job's algorithm names {unknown[0]!r}.", mend=f"The sites are: {', '.join(self._sites[:20])}."
+            )
 
     def _fine_enough(self, query: Query, coder: FixedPoint) -> None:
         """Raises BoundError: of many sites, each is so small a part of all rows that its change rounds to nothing."""
@@ -156,7 +171,7 @@ class LocalCohort:
             if query.task == "train":
                 gone |= set(self._late(sites, step, attempt))
             present = [site for site in sites if site not in gone]
-            short = self._short(present, sites, buckets)
+            short = self._short(query, present, sites, buckets)
             if not short:
                 return present
         raise RoundVoid(
@@ -164,9 +179,10 @@ class LocalCohort:
             mend="Fewer dropouts, a later deadline, or more sites.",
         )
 
-    def _short(self, survivors: Collection[str], sites: Sequence[str], buckets: Buckets) -> str:
+    def _short(self, query: Query, survivors: Collection[str], sites: Sequence[str], buckets: Buckets) -> str:
         """Why so few survivors open nothing; empty where they are enough."""
-        needed = self._required(len(sites))
+        unsealed = query.task == "train" and not self._job.algorithm.sealed
+        needed = 1 if unsealed else self._required(len(sites))
         if len(survivors) < needed:
             return f"{len(survivors)} of {len(sites)} sites answered, the sum takes {needed}"
         fewest = min(len(set(bucket) & set(survivors)) for bucket in buckets)
@@ -181,9 +197,9 @@ class LocalCohort:
             return ()
         return {site for site in sites if self._chance(site, step, attempt) < self._dropouts}
 
-    def _chance(self, site: str, step: int, attempt: int) -> float:
+    def _chance(self, site: str, step: int, attempt: int, what: str = "dropout") -> float:
         """A uniform number in [0, 1) that depends on nothing but its arguments and the job's seed."""
-        drawn = hashlib.sha256(canonical([self._job.seed, site, step, attempt, "dropout"])).digest()
+        drawn = hashlib.sha256(canonical([self._job.seed, site, step, attempt, what])).digest()
         return float(np.frombuffer(drawn[:8], ">u8")[0] >> np.uint64(11)) * 2.0**-53
 
     def _refused(self, fault: TaskError | DataError, site: str, query: Query) -> TaskError | DataError:
@@ -199,7 +215,7 @@ class LocalCohort:
         faults: Mapping[str, TaskError | DataError],
         query: Query,
     ) -> None:
-        short = self._short(survivors, sites, buckets)
+        short = self._short(query, survivors, sites, buckets)
         if not short:
             return
         site, first = next(iter(faults.items()))

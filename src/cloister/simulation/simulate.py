@@ -15,6 +15,7 @@ from cloister.learn import complete
 from cloister.learn.memory import InFolder
 from cloister.learn.models import load_back_end
 from cloister.learn.result import Result
+from cloister.privacy import PrivacyStatement
 from cloister.round import Program, choose_cohort, private, run
 from cloister.simulation.attacks import AttackedEngine, Attackers, Backdoor, Malice, backdoor_success, malice_of
 from cloister.simulation.baselines import compare
@@ -107,8 +108,7 @@ def simulate(
     if baselines:
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))
     observe({"event": "done"})
-    asked = len(choose_cohort(list(tables), job.algorithm.cohort, job.seed, 0))
-    statement = private.statement(job, state, seal, asked, reproducible=reproducible)
+    statement = _statement(job, state, seal, tables, reproducible)
     conditions = _conditions(job, state, columns, tables, malice)
     return Result(job, state, statement, events, sealing.receipts, comparison, conditions)
 
@@ -120,6 +120,8 @@ def _store(folder: str | Path | None, job: Job, settings: Mapping[str, Any]) -> 
 def _seal(seal: str, job: Job, tables: Collection[str], store: RunFolder | None) -> Seal:
     if seal not in SEALS:
         raise UsageError(f"seal={seal!r} is not one of {', '.join(SEALS)}.")
+    if not job.algorithm.sealed and seal != "ideal":
+        raise UsageError(f"{job.algorithm.name} has nothing sealed: {job.algorithm.simulated}", mend='seal="ideal".')
     if seal == "ideal":
         return Ideal()
     return Masks(job, tables, (lambda path, data: None) if store is None else store.keep)
@@ -134,6 +136,12 @@ def _timing(job: Job, tables: Mapping[str, Any], deadline: float | None) -> dict
             "FedBuff has no rounds that a site could be late for.", mend="Leave deadline out; see max_staleness."
         )
     return {"clock": Clock(job.algorithm, list(tables), job.seed, Pace(job.seed, tables))}
+
+
+def _statement(job: Job, state: State, seal: str, tables: Collection[str], reproducible: bool) -> PrivacyStatement:
+    asked = len(choose_cohort(list(tables), job.algorithm.cohort, job.seed, 0))
+    how = seal if job.algorithm.sealed else "unsealed"
+    return private.statement(job, state, how, asked, reproducible=reproducible)
 
 
 def _conditions(

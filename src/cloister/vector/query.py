@@ -5,7 +5,7 @@ A *delta* is local minus broadcast: `new = broadcast + mean(delta)`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ class Query:
       tensors: broadcast to every site (the model, fitted statistics).
       config: JSON values (round number, local learning rate ...).
       fraction: of the federation's sites that are sampled into the cohort, in (0, 1].
+      poisson: each site is asked with that chance, instead of so many sites.
+      named: these sites alone are asked, all of them; or with `others`, all but these. Empty: nobody in particular.
       buckets: into how many groups the cohort is cut, whose sums open apart (see `Total.parts`); 1 for one sum.
     """
 
@@ -39,6 +41,14 @@ class Query:
     config: Mapping[str, Any] = field(default_factory=dict)
     fraction: float = 1.0
     buckets: int = 1
+    poisson: bool = False
+    named: tuple[str, ...] = ()
+    others: bool = False
+
+    def admits(self, sites: Collection[str]) -> bool:
+        """Whether these may be the cohort, as far as the question names sites."""
+        named = set(self.named)
+        return named.isdisjoint(sites) if self.others or not named else named.issuperset(sites)
 
     @property
     def sealed_layout(self) -> Layout:
@@ -61,6 +71,9 @@ class Query:
             "config": dict(self.config),
             "fraction": self.fraction,
             "buckets": self.buckets,
+            "poisson": self.poisson,
+            "named": list(self.named),
+            "others": self.others,
         }
         return pack(facts, self.tensors)
 
@@ -77,14 +90,20 @@ class Query:
                 config=facts["config"],
                 fraction=facts["fraction"],
                 buckets=facts["buckets"],
+                poisson=facts["poisson"],
+                named=tuple(facts["named"]),
+                others=facts["others"],
             )
         except (KeyError, TypeError, LayoutError) as fault:
             raise MalformedMessage(f"a query does not parse: {fault}") from None
         well_typed = isinstance(query.task, str) and type(query.max_rows) is int and isinstance(query.config, dict)
         sampled = type(query.fraction) in (int, float) and 0.0 < query.fraction <= 1.0
         grouped = type(query.buckets) is int and query.buckets >= 1
-        if not well_typed or not sampled or not grouped or query.max_rows < 1:
-            raise MalformedMessage("a query's task, max_rows, config, fraction or buckets has another type or range")
+        named = type(query.poisson) is type(query.others) is bool and all(type(site) is str for site in query.named)
+        if not well_typed or not sampled or not grouped or not named or query.max_rows < 1:
+            raise MalformedMessage(
+                "a query's task, max_rows, config, fraction, sites or buckets: another type or range"
+            )
         return query
 
 
