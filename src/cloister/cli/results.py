@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 async def fetch_result(client: CoordinatorClient, run: str) -> Result:
     """The model, history and receipts of a finished run; every blob is checked against its digest.
 
-    Raises: UsageError: the run has no result yet.
+    Raises: UsageError: the run has no result yet, or ended before it had a model.
     """
     from cloister.learn.result import Result
 
     found = await client.result(run)
-    if found["status"] == "running" or not found["state"]:
+    if found["status"] == "running":
         raise UsageError(f"the run {run[:12]} has no result yet.", mend=f"cloister watch {run[:12]}")
+    state = State.from_bytes(await client.fetch(bytes.fromhex(found["state"]))) if found["state"] else None
+    if state is None or "model" not in state.tensors:
+        raise UsageError(
+            f"the run {run[:12]} is {found['status']} and never had a model: there is nothing to fetch.",
+            mend=f"`cloister watch {run[:12]}` says why it ended; submit the job again.",
+        )
     job = Job.from_bytes(await client.fetch(bytes.fromhex(found["job"])))
-    state = State.from_bytes(await client.fetch(bytes.fromhex(found["state"])))
     receipts = [await client.fetch(bytes.fromhex(name)) for name in found["receipts"]]
     events = await client.events(run, hold_seconds=0)
     cohort = min((event["sites"] for event in events if event["event"] == "round"), default=0)

@@ -25,6 +25,7 @@ from cloister.job import Job
 from cloister.round.evidence import Content
 from cloister.vector import State
 from cloister.vector.errors import CloisterError, StateLocked, UsageError
+from cloister.vector.files import replace_file
 
 SECONDS = 1.0  # least time between two checkpoints: a fast round should not wait for the disk
 
@@ -131,18 +132,3 @@ def _plain(setting: Any) -> Any:
 
 def _line(event: Mapping[str, Any]) -> bytes:
     return json.dumps(event).encode() + b"\n"
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that at any moment there is the old one or the new one, whole."""
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -34,8 +34,8 @@ from cloister.simulation.data import loaded, shards_of
 from cloister.simulation.engine import cores
 from cloister.simulation.settings import changed
 from cloister.simulation.simulate import simulate, whereabouts
-from cloister.simulation.store import replace_file
 from cloister.vector.errors import CloisterError, LocalError, RoundVoid, StateLocked, TaskError, UsageError
+from cloister.vector.files import replace_file
 
 MOST_CELLS = 10_000
 DECIDED = (TaskError, LocalError, RoundVoid)

@@ -20,7 +20,6 @@ Made by `enrol.py`; a steward edits the two TOML files, the rest is the agent's.
 from __future__ import annotations
 
 import json
-import os
 import re
 import ssl
 from dataclasses import dataclass
@@ -32,9 +31,8 @@ from pydantic import Field, model_validator
 from cloister.seal.identity import Identity
 from cloister.site.policy import PolicyFile, Strict, parse_toml
 from cloister.vector import digest
-from cloister.vector.errors import EnvironmentFailure, StorageFull, UsageError
-
-ENOSPC = 28
+from cloister.vector.errors import UsageError
+from cloister.vector.files import replace_file
 
 
 class DataSource(Strict):
@@ -174,7 +172,7 @@ class SiteFolder:
             der = ssl.PEM_cert_to_DER_cert(fields["certificate"]) if fields["certificate"] else b""
             fingerprint = digest(der) if der else bytes.fromhex(fields["fingerprint"])
             return Pinned(fields["certificate"], fingerprint, bytes.fromhex(fields["root_key"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UsageError(f"{self.root / 'pinned.json'} is missing or does not parse.", mend=_JOIN) from None
 
 
@@ -186,22 +184,7 @@ def write_private(path: Path, content: bytes) -> None:
 
     Raises: StorageFull, EnvironmentFailure.
     """
-    draft = path.with_name(path.name + ".new")
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as fault:
-        if fault.errno == ENOSPC:
-            raise StorageFull(f"no room is left for {path}.", mend="Free some space and try again.") from None
-        raise EnvironmentFailure(f"{path} cannot be written: {fault.strerror}.") from None
+    replace_file(path, content, 0o600)
 
 
 def site_toml(settings: dict[str, Any]) -> str:
