@@ -9,7 +9,15 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from cloister.privacy import accounting
-from cloister.privacy.accounting import Event, epsilon, events_as_json, events_from_json, merged, noise_multiplier
+from cloister.privacy.accounting import (
+    Event,
+    at_least,
+    epsilon,
+    events_as_json,
+    events_from_json,
+    merged,
+    noise_multiplier,
+)
 from cloister.vector.errors import EnvironmentFailure, JobError, MalformedMessage
 
 
@@ -84,3 +92,21 @@ def test_accountants_that_disagree_are_not_trusted(monkeypatch: pytest.MonkeyPat
 def test_what_no_noise_makes_private_is_refused() -> None:
     with pytest.raises(JobError, match="no noise"):
         noise_multiplier(1e-4, 1e-9, [(1.0, 10**8)])
+
+
+@pytest.mark.parametrize("stream", [[Event(3.0, 0.1, 20), Event(7.0)], [Event(1.0)], [Event(50.0)], []])
+def test_a_quick_look_never_says_more_than_the_account(stream: list[Event]) -> None:
+    assert at_least(stream, 1e-5) <= epsilon(stream, 1e-5)
+    assert at_least(stream, 1e-5) >= 0.5 * epsilon(stream, 1e-5) - 0.1, "a look that sees nothing"
+
+
+@pytest.mark.parametrize("event", [(0.5, 0.5, 1 << 52), (1e-6, 1.0, 1 << 40), (1e-6, 0.5, 1), (1e-6, 1e-12, 1 << 52)])
+def test_absurd_claims_cost_nobody_memory(event: tuple[float, float, int]) -> None:
+    """An account of these by privacy losses would take more memory than a machine has."""
+    assert at_least([Event(*event)], 1e-5) > 1e3
+
+
+@pytest.mark.parametrize("event", [(1e-7, 1.0, 1), (1e13, 1.0, 1), (1.0, 0.0, 1), (1.0, 1.0, 1 << 53), (1.0, 1.0, 0)])
+def test_what_is_no_event(event: tuple[float, float, int]) -> None:
+    with pytest.raises(MalformedMessage):
+        Event(*event)

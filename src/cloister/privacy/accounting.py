@@ -25,6 +25,7 @@ LEAST = 0.02  # of epsilon: below, the accountants' own rounding is of its order
 DIGITS = 3  # of a noise multiplier: rounded up, so that every machine comes to the same
 COARSE, FINE = 5e-4, 5e-5  # of privacy losses that PLD accounting rounds to
 LARGEST = 1e4  # noise multiplier that is ever tried
+NOISES, COUNTS = (1e-6, 1e12), 1 << 52  # what an event may say: beyond, it protects nobody and accountants overflow
 ORDERS = (*(1 + x / 10 for x in range(1, 20)), *range(3, 129), 160, 192, 256, 512, 1024)
 
 
@@ -43,8 +44,9 @@ class Event:
     count: int = 1
 
     def __post_init__(self) -> None:
-        finite = math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0
-        if not finite or not 0.0 < self.sampling <= 1.0 or type(self.count) is not int or self.count < 1:
+        noisy = NOISES[0] <= self.noise_multiplier <= NOISES[1]
+        counted = type(self.count) is int and 1 <= self.count <= COUNTS
+        if not noisy or not counted or not 0.0 < self.sampling <= 1.0:
             raise MalformedMessage("a privacy event is no number of noisy sums")
 
     def as_json(self) -> dict[str, Any]:
@@ -96,6 +98,15 @@ def _epsilon(events: tuple[Event, ...], delta: float) -> float:
             mend="A larger noise multiplier or sampling rate usually mends it.",
         )
     return exact
+
+
+def at_least(events: Iterable[Event], delta: float) -> float:
+    """What `epsilon` cannot come out under, in little time and memory whatever the events say.
+
+    PLD accounting takes as much memory as epsilon is large; ask this before what somebody else claims is accounted.
+    """
+    stream = merged(events)
+    return (_rdp(stream, delta) - LEAST) * (1.0 - AGREEMENT) if stream else 0.0
 
 
 def noise_multiplier(
@@ -162,7 +173,8 @@ def _joined(events: Sequence[Event]) -> list[Event]:
     return [*rest, Event(sum(event.count / event.noise_multiplier**2 for event in plain) ** -0.5)]
 
 
-def _rdp(events: Sequence[Event], delta: float) -> float:
+@lru_cache(maxsize=256)
+def _rdp(events: tuple[Event, ...], delta: float) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     return _account(RdpAccountant(ORDERS), events, delta)

@@ -17,14 +17,21 @@ from cloister.algorithms import evaluation
 from cloister.job import AdaptiveClip, Impute, Job, OneHot, RowDP, SiteDP, Standardize, Torch
 from cloister.job.privacy import MEASURED_SHARE
 from cloister.privacy import PrivacyStatement
-from cloister.privacy.accounting import Event, epsilon, events_as_json, events_from_json, noise_multiplier
+from cloister.privacy.accounting import (
+    Event,
+    at_least,
+    epsilon,
+    events_as_json,
+    events_from_json,
+    noise_multiplier,
+)
 from cloister.privacy.release import grid
 from cloister.privacy.rotation import rotate_back
 from cloister.seal.graph import tolerated
 from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.vector import Layout, Query, State, Total, canonical, digest
 from cloister.vector.bundle import Array
-from cloister.vector.errors import ContextMismatch, JobError, MalformedMessage, TaskError
+from cloister.vector.errors import ContextMismatch, JobError, LayoutError, MalformedMessage, TaskError
 from cloister.vector.layout import Block, padded
 
 FACT = "privacy"  # of a state: the terms, the clip of the next round, the events of all sums that were opened
@@ -324,15 +331,18 @@ def check(job: Job, query: Query) -> list[Event]:
         raise ContextMismatch(f"a job with privacy was asked for {query.task!r}, which has no noise.")
     try:
         terms = Terms.from_json(query.config["privacy"])
-        allowed = layout_of(job, query, terms)
-    except (KeyError, TypeError, ValueError, JobError, MalformedMessage):
+        allowed, release = layout_of(job, query, terms), terms.of_job(job)
+    except (KeyError, TypeError, ValueError, OverflowError, JobError, LayoutError, MalformedMessage):
         raise ContextMismatch("the query does not say how the job's privacy is kept.") from None
     if query.layout != allowed:
         raise ContextMismatch("the query asks for other sums, or for less noise, than the job's privacy allows.")
-    cost = epsilon(terms.of_job(job), job.privacy.delta)
-    if cost > job.privacy.epsilon * SLACK:
+    most = job.privacy.epsilon * SLACK
+    if (cost := at_least(release, job.privacy.delta)) <= most:
+        cost = epsilon(release, job.privacy.delta)
+    if cost > most:
         raise ContextMismatch(
-            f"the noise is too small: the job would cost epsilon {cost:.3g}, it says {job.privacy.epsilon:g}.",
+            f"the noise is too small: the job would cost epsilon {cost:.3g} at least, it says"
+            f" {job.privacy.epsilon:g}.",
             mend="The coordinator announces less noise than the job asks for: do not trust it.",
         )
     trains = query.task == "train"

@@ -37,7 +37,7 @@ from cloister.vector.errors import (
 COMMAND = (sys.executable, "-I", "-m", "cloister.site.worker")
 LOG_BYTES = 1 << 16  # of a worker's output kept, the newest; it may print gigabytes
 MESSAGE_CHARACTERS = 400
-RAISED = re.compile(r"code raise[sd] (\w{1,40})")  # what learn says of an exception; only Python's own are passed on
+RAISED = re.compile(r"raise[sd] (\w{1,40})")  # what learn says of an exception; only Python's own are passed on
 SECONDS_TO_DIE = 2.0
 SECONDS_TO_PRINT = 0.02  # the traceback is written before the fault, through another pipe
 
@@ -77,7 +77,7 @@ async def read_profile(task: Task) -> dict[str, Any]:
     worker = await Worker.spawn(task)
     try:
         _, payload = await worker.exchange(None, {Kind.SCHEMA: framing.MAX_TEXT_BYTES})
-        profile: dict[str, Any] = json.loads(payload)
+        profile = facts_of(payload, columns=dict)
     finally:
         await worker.close()
         shutil.rmtree(task.home, ignore_errors=True)
@@ -143,7 +143,7 @@ class Worker:
         try:
             await worker._send(Kind.JOB, task.job)
             _, payload = await worker.exchange(None, {Kind.READY: framing.MAX_TEXT_BYTES})
-            facts = json.loads(payload)
+            facts = facts_of(payload, walls=list, warnings=list)
             worker.walls, worker.warnings = tuple(facts["walls"]), tuple(facts["warnings"])
             worker._believed = not task.ships_code
             if task.ships_code and (missing := sandbox.REQUIRED_FOR_CODE - set(worker.walls)):
@@ -200,7 +200,7 @@ class Worker:
         if kind is Kind.FAULT:
             await asyncio.sleep(SECONDS_TO_PRINT)
             self._save_log()
-            raise self._fault(payload)
+            raise fault_of(payload, self._site, believed=self._believed)
         return kind, payload
 
     async def close(self) -> None:
@@ -252,25 +252,37 @@ class Worker:
             site=self._site,
         )
 
-    def _fault(self, payload: bytes) -> CloisterError:
-        """The worker's own words, as far as they can be believed to hold no data value."""
-        try:
-            fields = json.loads(payload)
-            name, message, mend = str(fields["error"]), str(fields["message"]), str(fields.get("mend", ""))
-        except (ValueError, KeyError, TypeError):
-            return TaskError("the training process reported an error that does not parse.", site=self._site)
-        if not self._believed:
-            raised = RAISED.search(message)
-            what = raised[1] if raised and hasattr(builtins, raised[1]) else "an error"
-            return TaskError(
-                f"the job's code raised {what}.",
-                mend="Its text stays at the site (worker.log); `cloister simulate` shows it on your own data.",
-                site=self._site,
-            )
-        kind = error_names().get(name, TaskError)
-        if not issubclass(kind, LocalError | TaskError) or issubclass(kind, PolicyRefused):
-            kind = TaskError
-        return kind(_one_line(message), mend=_one_line(mend), site=self._site)
+
+def facts_of(payload: bytes, **needed: type) -> dict[str, Any]:
+    """A frame of JSON. Args: needed: its fields, and of which type each is. Raises: TaskError: it does not parse."""
+    try:
+        facts = json.loads(payload)
+        if isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in needed.items()):
+            return facts
+    except (ValueError, RecursionError):
+        pass
+    raise TaskError("the training process wrote what does not parse.")
+
+
+def fault_of(payload: bytes, site: str, *, believed: bool) -> CloisterError:
+    """The worker's own words, as far as they can be believed to hold no data value."""
+    try:
+        fields = facts_of(payload, error=str, message=str)
+    except TaskError:
+        return TaskError("the training process reported an error that does not parse.", site=site)
+    name, message, mend = fields["error"], fields["message"], str(fields.get("mend", ""))
+    if not believed:
+        raised = RAISED.search(message)
+        what = raised[1] if raised and hasattr(builtins, raised[1]) else "an error"
+        return TaskError(
+            f"the job's code raised {what}.",
+            mend="Its text stays at the site (worker.log); `cloister simulate` shows it on your own data.",
+            site=site,
+        )
+    kind = error_names().get(name, TaskError)
+    if not issubclass(kind, LocalError | TaskError) or issubclass(kind, PolicyRefused):
+        kind = TaskError
+    return kind(_one_line(message), mend=_one_line(mend), site=site)
 
 
 def _one_line(text: str) -> str:
