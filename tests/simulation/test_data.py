@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+import cloister as cl
 from cloister.simulation import shards
-from cloister.simulation.data import site_id
+from cloister.simulation.data import Files, site_id
 from cloister.vector.errors import DataError, UsageError
 
 
@@ -87,3 +90,38 @@ def test_what_makes_no_sense_is_refused(tmp_path):
 )
 def test_ids_are_those_a_roster_can_list(name, id):
     assert site_id(name) == id
+
+
+def npz(folder: Path, name: str, rows: int) -> None:
+    x = np.random.default_rng(rows).normal(size=(rows, 4)).astype(np.float32)
+    np.savez(folder / f"{name}.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
+
+
+def test_a_folder_of_arrays_is_read_when_a_site_is_asked_and_tells_sizes_before(tmp_path):
+    for name, rows in (("a", 5), ("b", 9), ("c", 7)):
+        npz(tmp_path, name, rows)
+    (tmp_path / "d.npz").write_bytes(b"no archive")
+    data = shards(tmp_path, target=None)
+    assert [data.rows(site) for site in data] == [5, 9, 7, 0]
+    assert len(data["b"]) == 9
+    npz(tmp_path, "b", 3)
+    assert len(data["b"]) == 3
+    with pytest.raises(DataError, match=r"^site d: the file holds no arrays"):
+        data["d"]
+
+
+def test_the_next_site_s_file_is_fetched_while_one_trains(tmp_path, monkeypatch):
+    for name in "abcde":
+        npz(tmp_path, name, 12)
+    order: list[str] = []
+    read, ahead = Files.__getitem__, Files.ahead
+    monkeypatch.setattr(Files, "__getitem__", lambda self, site: order.append(f"read {site}") or read(self, site))
+    monkeypatch.setattr(Files, "ahead", lambda self, site: order.append(f"fetch {site}") or ahead(self, site))
+    task = cl.Torch(cl.nets.Linear(), "bce", cl.SGD(0.1), batch_size=4)
+    job = cl.Job(cl.Arrays("signals", (4,), 2), task, cl.FedAvg(rounds=2), evaluate=None)
+    events: list[str] = []
+    result = cl.simulate(job, tmp_path, engine="serial", progress=lambda event: events.append(event["event"]))
+    assert order[:4] == ["fetch b", "read a", "fetch c", "read b"]
+    assert result.history["rows"].tolist() == [60, 60, 60]
+    processes = cl.simulate(job, tmp_path, engine="processes", processes=2)
+    assert processes.state.to_bytes() == result.state.to_bytes()

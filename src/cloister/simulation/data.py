@@ -2,12 +2,16 @@
 
 A folder with one file per site, a mapping of site to data, or one table (a file, a DataFrame, or X and y) or pair of
 arrays that is cut into sites. What a mapping holds is looked up when a site is asked, and not kept: one that makes
-its values as they are asked for can stand for any number of clients.
+its values as they are asked for can stand for any number of clients. So does a folder of .npz files; tables are read
+at once, for their columns have to agree before anything is asked.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +114,34 @@ class Renamed(Mapping[str, Any]):
         return len(self._keys)
 
 
+class Files(Mapping[str, Examples]):
+    """A folder of arrays: a site's file is read when it is asked."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths, self._rows = paths, dict[str, int]()
+
+    def __getitem__(self, site: str) -> Examples:
+        found: Examples = _read(self._paths[site], site)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def rows(self, site: str) -> int:
+        """From the header of `y`. Of a file that is no such archive 0: reading it says what is wrong."""
+        if site not in self._rows:
+            self._rows[site] = _rows_of(self._paths[site])
+        return self._rows[site]
+
+    def ahead(self, site: str) -> None:
+        """Has the system read a site's file into memory, while something else is computed."""
+        with contextlib.suppress(OSError), self._paths[site].open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
 class Parts(Mapping[str, Examples]):
     """One pair of arrays, cut into sites: a site's rows are copied out when it is asked."""
 
@@ -147,11 +179,25 @@ class Parts(Mapping[str, Examples]):
 def _folder(folder: Path) -> Shards:
     if not folder.exists():
         raise DataError(f"the folder {folder} does not exist.", mend="Give a folder that holds one CSV per site.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in folder.resolve().iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise DataError(f"the folder {folder} holds no CSV file.", mend="Put one CSV (or .npz) per site into it.")
     keys = _keys(path.stem for path in files)
-    return {site: _read(path, site) for site, path in sorted(zip(keys, files, strict=True))}
+    paths = dict(sorted(zip(keys, files, strict=True)))
+    if all(path.suffix.lower() == SUFFIX for path in files):
+        return Files(paths)
+    return {site: _read(path, site) for site, path in paths.items()}
+
+
+def _rows_of(path: Path) -> int:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("y.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, _ = read(member)
+        return int(shape[0])
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+        return 0
 
 
 def _read(path: Path, site: str) -> Any:

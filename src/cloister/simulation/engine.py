@@ -12,6 +12,7 @@ sums of them as they come and keeps nothing of a site, except the prepared data 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,8 +87,11 @@ class SerialEngine:
             yield Part(summed, total)
 
     def each(self, query: Query, coder: FixedPoint, sites: Sequence[str]) -> Iterator[Part]:
-        """Every site's own contribution, or why it has none."""
-        for site in sites:
+        """Every site's own contribution, or why it has none. The next one's data are fetched in the meantime."""
+        ahead = getattr(self.data, "ahead", None)
+        for site, following in itertools.zip_longest(sites, sites[1:]):
+            if ahead is not None and following is not None and following not in self._kept:
+                ahead(following)
             try:
                 trainer = self.trainer(site)
                 answer, randomness = trainer.answer(query), trainer.randomness(query, "sum")

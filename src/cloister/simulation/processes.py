@@ -360,18 +360,19 @@ def _computed(serial: SerialEngine, header: Header, shared: Shared, at: int) -> 
     coder = FixedPoint(query.sealed_layout, header.coded_sites, header.bits)
     total, summed, faults = shared.sum_of(at, coder), list[str](), list[Fault]()
     while ticket := shared.take(at):
+        each = serial.each(query, coder, header.sites[slice(*ticket)])
         for place in range(*ticket):
             shared.hands[at] = place + 1
-            for part in serial.each(query, coder, header.sites[place : place + 1]):
-                if part.words is not None and header.apart:
-                    yield Done(list(part.sites), [], part.words.tobytes(), last=False)
-                    continue
-                if part.words is None:
-                    faults.append(_told(part))
-                else:
-                    total += part.words
-                summed += part.sites
-            shared.hands[at] = 0
+            part = next(each)
+            if part.words is not None and header.apart:
+                yield Done(list(part.sites), [], part.words.tobytes(), last=False)
+                continue
+            if part.words is None:
+                faults.append(_told(part))
+            else:
+                total += part.words
+            summed += part.sites
+        shared.hands[at] = 0
     yield Done(summed, faults)
 
 
