@@ -26,6 +26,12 @@ ATTEMPTS = {
     "start a program": "subprocess.run(['/bin/true'], check=True)",
     "reach the coordinator": "socket.create_connection(('127.0.0.1', port), timeout=2)",
     "listen on a port": "socket.create_server(('127.0.0.1', 0)); socket.create_connection(('127.0.0.1', port), 2)",
+    "reach a service by its socket": "socket.socket(socket.AF_UNIX).connect(service)",
+    "send to a service from a pair": "socket.socketpair(type=socket.SOCK_DGRAM)[0].connect(service)",
+    "share memory by a number": "call(29, 0, 4096, 0o1600)",
+    "attach another's memory": "call(30, 0, 0, 0)",
+    "queue a message": "call(68, 1, 0o1600)",
+    "make a file in memory": "os.memfd_create('bomb')",
     "signal the agent": "os.kill(os.getppid(), 0)",
     "look into the agent's memory": "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
     "fork": "os.fork()",
@@ -56,7 +62,7 @@ def call(*arguments):
         fault = ctypes.get_errno()  # EPERM or EACCES is a wall's answer; any other a mistake in the attempt
         raise OSError(fault, os.strerror(fault)) if fault in (1, 13) else RuntimeError(f"errno {fault}")
 from cloister.site import sandbox
-table, home, key, other, port, attempts = json.loads(sys.stdin.read())
+table, home, key, other, service, port, attempts = json.loads(sys.stdin.read())
 os.chdir(home)
 walls = sandbox.enter(sandbox.Room(sandbox.WorkerLimits(), Path(table), Path(home)))
 outcomes = {}
@@ -83,9 +89,11 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[
     (site / "home").mkdir()
     for name in ("table.csv", "other.csv", "identity.key"):
         (site / name).write_text("1,2\n")
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(site / "service.sock"))
+        service.listen()
         port = server.getsockname()[1]
-        given = [str(site / name) for name in ("table.csv", "home", "identity.key", "other.csv")]
+        given = [str(site / name) for name in ("table.csv", "home", "identity.key", "other.csv", "service.sock")]
         done = subprocess.run(
             [sys.executable, "-c", HOSTILE],
             input=json.dumps([*given, port, ATTEMPTS]),
@@ -93,7 +101,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[
             text=True,
             check=True,
         )
-        socket.create_connection(("127.0.0.1", port), timeout=2).close()  # the server was there all the time
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()  # both servers were there all the time
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(site / "service.sock"))
     walls, found = json.loads(done.stdout)
     return walls, found
 

@@ -99,7 +99,7 @@ def _files(room: Room) -> bool:
 
 
 def _system_calls(_: Room) -> bool:
-    """seccomp: no other process, none of the kernel's dangerous calls. Last, for it refuses what other walls need."""
+    """seccomp: no other process, no socket, no dangerous call. Last, for it refuses what other walls need."""
     return seccomp.restrict()
 
 
@@ -113,7 +113,7 @@ WALLS: dict[str, Callable[[Room], bool]] = {
     "files": _files,
     "system-calls": _system_calls,
 }
-REQUIRED_FOR_CODE = frozenset({"no-new-privileges", "no-network", "files"})  # none of a job's code runs without them
+REQUIRED_FOR_CODE = frozenset({"no-new-privileges", "no-network", "files", "system-calls"})  # else none of it runs
 
 
 def enter(room: Room) -> list[str]:

@@ -2,7 +2,8 @@
 
 A short list of refusals rather than of leaves: numerical libraries use hundreds of calls, and files, programs and the
 network have walls of their own (Landlock, an empty network namespace). What is refused widens the kernel's surface,
-reaches other processes, or makes new ones. Documented in the kernel's userspace-api/seccomp_filter.rst.
+reaches other processes, makes new ones, or takes memory past the limits. Documented in the kernel's
+userspace-api/seccomp_filter.rst.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
     # new processes: threads are made by clone, which is looked into
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
+    # sockets: one with a path (of a database, of a container daemon) is no network and, to Landlock, no file
+    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200),
+    # memory that no limit counts, or that outlives the process and is shared with others of the same user
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "semget": (64, 190), "mq_open": (240, 180),
 }  # fmt: skip
 CLONE = (56, 220)
 CLONE3 = 435  # its flags lie in memory, where a filter cannot look; told "not there", libc takes clone
