@@ -97,6 +97,27 @@ def test_a_site_that_dies_in_a_round_is_a_dropout_and_the_run_goes_on(federation
     assert not [event for event in events if event["event"] == "void"]
 
 
+def test_as_many_as_the_threshold_leaves_may_be_lost_in_each_phase(federation: Federation) -> None:
+    """Two of seven give up before each answer in turn, and are back in the next round; words have 20 bits."""
+    phases = ("open", "keylist", "ciphertexts", "survivors", "consistency")
+
+    def give_up(type: str, round: int) -> None:
+        if 1 <= round <= len(phases) and type == phases[round - 1]:
+            raise TaskError("for once.")
+
+    sites = found(federation, tuple(f"site-{number}" for number in range(1, 8)))
+    sites[2].before = sites[5].before = give_up
+    what = job(bits=20, algorithm=cl.FedAvg(rounds=6, bound=2.0))
+    result, _, events = play(federation, sites, lambda analyst: whole_run(analyst, what))
+    assert result["status"] == "done"
+    assert not [event for event in events if event["event"] == "void"]
+    rounds = {event["round"]: event for event in events if event["event"] == "round"}
+    assert [rounds[number]["survivors"] for number in range(7)] == [7, 5, 5, 5, 7, 7, 7]
+    missing = {(event["round"], event["closed"]): event["missing"] for event in events if event["event"] == "phase"}
+    for number, closed in enumerate(("keys", "shares", "masked", "consistent", "unmask"), 1):
+        assert missing[number, closed] == ["site-3", "site-6"]
+
+
 def test_a_site_that_refuses_a_round_is_recorded_and_asked_again(federation: Federation) -> None:
     def diverge(type: str, round: int) -> None:
         if (type, round) == ("ciphertexts", 1):
