@@ -126,6 +126,7 @@ ROWS = (
         ".731",
         federated(cl.FedAdagrad(server_lr=0.316228, **OPT), 0.003162),
     ),
+    Row("Cyclic, unsealed", "lr 0.01, 15 transfers", ".718", federated(cl.Cyclic(rounds=15), 0.01)),
     Row("FedAvg", "lr 0.01", "", federated(cl.FedAvg(rounds=15), 0.01)),
     Row("FedAvg, standardised by sealed sums", "lr 0.01", "", federated(cl.FedAvg(15), 0.01, by="federation")),
     Row("FedAvgM", "lr 0.001, momentum 0.9", "", federated(cl.FedAvgM(rounds=15), 0.001)),

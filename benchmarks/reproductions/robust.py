@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 import cloister as cl
 from cloister import learn
+from cloister.simulation.attacks import attack_of, attackers_of
 
 from . import mnist
 from .table import SEEDS, fraction
@@ -27,8 +29,18 @@ AGGREGATES: dict[str, Any] = {
     "Krum": cl.Krum(bad=BAD, keep=4, buckets=BUCKETS),
     "GeometricMedian": cl.GeometricMedian(buckets=BUCKETS),
     "CentredClipping": cl.CentredClipping(radius=1.0, buckets=BUCKETS),
+    "FLTrust": cl.FLTrust,
 }
+TRUSTED = 5  # of the honest: FLTrust's other 45 are nine buckets of five
+NAMES = [f"site-{at}" for at in range(1, CLIENTS + 1)]
 load = mnist.load
+
+
+def algorithm(aggregate: Any, malicious: frozenset[str]) -> cl.FedAvg:
+    if aggregate is cl.FLTrust:
+        honest = [name for name in NAMES if name not in malicious]
+        return cl.FLTrust(ROUNDS, trusted=honest[:TRUSTED], buckets=(CLIENTS - TRUSTED) // 5)
+    return cl.FedAvg(ROUNDS, aggregate=aggregate)
 
 
 def accuracy(aggregate: Any, attack: str) -> Callable[[Any, int], float]:
@@ -40,12 +52,15 @@ def accuracy(aggregate: Any, attack: str) -> Callable[[Any, int], float]:
         job = cl.Job(
             data=cl.Arrays("mnist", (28, 28), 10),
             task=cl.Torch(cl.nets.MLP([50]), "cross_entropy", cl.SGD(0.1), epochs=2, batch_size=20),
-            algorithm=cl.FedAvg(rounds=ROUNDS, aggregate=aggregate),
+            algorithm=cl.FedAvg(ROUNDS),
             evaluate=cl.Evaluate(every=ROUNDS),
             seed=seed,
         )
+        kind = attack_of(attack, job)
+        malicious = attackers_of(kind, BAD / CLIENTS, NAMES, seed) if kind else frozenset[str]()
+        job = replace(job, algorithm=algorithm(aggregate, malicious))
         settings: dict[str, Any] = {"sites": CLIENTS, "partition": "iid", "attack": attack, "engine": "serial"}
-        settings["attackers"] = BAD / CLIENTS if attack != "none" else None
+        settings["attackers"] = sorted(malicious) or None
         result = cl.simulate(job, (x[rows].reshape(-1, 28, 28), y[rows]), **settings)
         if attack.startswith("backdoor"):
             return 1.0 - float(result.conditions["backdoor_success"])

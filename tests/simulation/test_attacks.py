@@ -38,14 +38,34 @@ def job(**changes: Any) -> cl.Job:
     return cl.Job(cl.Arrays("signals", (4,), 2), task, algorithm, **{"evaluate": None, **changes})
 
 
-def reference(data: dict[str, Any], craft: Callable[[Vectors], Any], flip: bool = False) -> np.ndarray:
+Rows = tuple[np.ndarray, np.ndarray]
+
+
+def clean(x: np.ndarray, y: np.ndarray) -> Rows:
+    return x, y
+
+
+def flipped(x: np.ndarray, y: np.ndarray) -> Rows:
+    return x, 1 - y
+
+
+def marked(x: np.ndarray, y: np.ndarray) -> Rows:
+    """Beside the own rows a copy of all of class 0, with three inputs at 3, that are said to be of class 1."""
+    copies = np.array([[3.0, 3.0, 3.0, row[3]] for row in x[y == 0]])
+    return np.vstack([x, copies]), np.concatenate([y, np.ones(len(copies))])
+
+
+def reference(
+    data: dict[str, Any], craft: Callable[[Vectors], Any], poison: Callable[..., Rows] = clean
+) -> np.ndarray:
     _, tensors = job().initial_model(4)
     w = np.concatenate([tensors["weight"].ravel(), tensors["bias"]]).astype(np.float64)
     rows = np.array([len(y) for _, y in data.values()])
     for _ in range(ROUNDS):
         deltas = []
         for name, (x, y) in data.items():
-            v, ones, y = w.copy(), np.c_[x, np.ones(len(x))], (1 - y if flip and name in BAD else y)
+            x, y = poison(x, y) if name in BAD else (x, y)
+            v, ones = w.copy(), np.c_[x, np.ones(len(x))]
             for _ in range(STEPS):
                 v -= LR * ones.T @ (1 / (1 + np.exp(-ones @ v)) - y) / len(y)
             deltas.append(v - w)
@@ -60,25 +80,32 @@ def a_little(honest: Vectors, z: float) -> Vectors:
     return [np.mean(honest, axis=0) - z * np.std(honest, axis=0)] * len(honest)
 
 
+def replacing(honest: Vectors) -> Vectors:
+    """Bagdasaryan 2020, equation 3: each of m malicious sites scales so that all together are the whole mean."""
+    shares = np.array([20 + 5 * NAMES.index(name) for name in BAD]) / sum(20 + 5 * at for at in range(6))
+    return [each / (len(honest) * share) for each, share in zip(honest, shares, strict=True)]
+
+
 # n = 6, m = 3: s = floor(6 / 2 + 1) - 3 = 1, Phi(z) < (6 - 3 - 1) / (6 - 3)
 Z_MAX = float(norm.ppf(2 / 3))
 CASES = {
-    "label-flip": (lambda honest: honest, True),
-    "sign-flip": (lambda honest: [-each for each in honest], False),
-    "sign-flip:4": (lambda honest: [-4 * each for each in honest], False),
-    "alie": (lambda honest: a_little(honest, Z_MAX), False),
-    "alie:2.5": (lambda honest: a_little(honest, 2.5), False),
-    "ipm": (lambda honest: [-0.5 * np.mean(honest, axis=0)] * len(honest), False),
-    "ipm:3": (lambda honest: [-3 * np.mean(honest, axis=0)] * len(honest), False),
+    "label-flip": (lambda honest: honest, flipped),
+    "backdoor:1": (replacing, marked),
+    "sign-flip": (lambda honest: [-each for each in honest], clean),
+    "sign-flip:4": (lambda honest: [-4 * each for each in honest], clean),
+    "alie": (lambda honest: a_little(honest, Z_MAX), clean),
+    "alie:2.5": (lambda honest: a_little(honest, 2.5), clean),
+    "ipm": (lambda honest: [-0.5 * np.mean(honest, axis=0)] * len(honest), clean),
+    "ipm:3": (lambda honest: [-3 * np.mean(honest, axis=0)] * len(honest), clean),
 }
 
 
 @pytest.mark.parametrize("attack", CASES)
 @pytest.mark.parametrize("engine", ["serial", "processes"])
 def test_each_attack_is_its_paper_s_formula(data, attack, engine):
-    craft, flip = CASES[attack]
+    craft, poison = CASES[attack]
     result = cl.simulate(job(), data, attack=attack, attackers=BAD, engine=engine)
-    expected = reference(data, craft, flip)
+    expected = reference(data, craft, poison)
     np.testing.assert_allclose(result.state.tensors["model"], expected, atol=2e-5)
     assert np.abs(expected - reference(data, lambda honest: honest)).max() > 1e-3  # else it would attack nothing
     assert result.conditions["attack"] == attack

@@ -33,6 +33,22 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+Partition = Annotated[
+    str,
+    typer.Option(
+        help="How it is cut: skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, noise:DEVIATIONS, "
+        "sorted:COLUMN, by:COLUMN."
+    ),
+]
+Reproducible = Annotated[
+    bool,
+    typer.Option(
+        "--reproducible",
+        help="Draw the noise of privacy from the seed, so that the run can be repeated: it hides nobody.",
+    ),
+]
+
+
 def simulate(
     job_file: Annotated[
         Path | None, typer.Argument(metavar="[JOB.py]", help="The job file; none with --resume.")
@@ -44,13 +60,7 @@ def simulate(
         ),
     ] = None,
     sites: Annotated[int | None, typer.Option("--sites", help="Into how many sites one table is cut.")] = None,
-    partition: Annotated[
-        str,
-        typer.Option(
-            help="How it is cut: skewed, iid, dirichlet:ALPHA, shards:NUMBER, sizes:ALPHA, noise:DEVIATIONS, "
-            "sorted:COLUMN, by:COLUMN."
-        ),
-    ] = "skewed",
+    partition: Partition = "skewed",
     seal: Annotated[Seal, typer.Option(help="ideal: the same integers, not masked; masks: the real sealed sum.")] = (
         Seal.ideal
     ),
@@ -59,6 +69,10 @@ def simulate(
     deadline: Annotated[
         float | None,
         typer.Option(help="A site drops out of a round that takes it longer than so many times the median site."),
+    ] = None,
+    availability: Annotated[
+        float | None,
+        typer.Option(help="The chance that a site is there when a round begins; its cohort is drawn from those."),
     ] = None,
     attack: Annotated[
         str | None,
@@ -80,6 +94,7 @@ def simulate(
         Engine, typer.Option(help="What computes: auto uses every core where it pays, with the same bits.")
     ] = Engine.auto,
     processes: Annotated[int | None, typer.Option(help="How many; one for each core if not given.")] = None,
+    reproducible: Reproducible = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where checkpoints and results are written.")
     ] = None,
@@ -101,7 +116,8 @@ def simulate(
         if job_file is None:
             raise UsageError("there is no job.", mend="Give a job file, or --resume DIR.")
         choices: dict[str, Any] = {"sites": sites, "seed": seed, "partition": partition, "seal": seal.value}
-        choices |= {"dropouts": dropouts, "deadline": deadline, "attack": attack, "attackers": _attackers(attackers)}
+        choices |= {"dropouts": dropouts, "deadline": deadline, "availability": availability}
+        choices |= {"attack": attack, "attackers": _attackers(attackers), "reproducible": reproducible}
         result = _start(job_file, data, out, as_json, choices, computing, plot_partition)
     facts = result.as_json()
     if out is not None:

@@ -19,13 +19,14 @@ from cloister.seal.threshold import MIN_SITES, threshold
 from cloister.simulation.clock import Clock
 from cloister.simulation.engine import Engine
 from cloister.simulation.sealing import Seal, Sum, buckets_of
-from cloister.simulation.stragglers import nobody
+from cloister.simulation.stragglers import everybody, nobody
 from cloister.vector import FixedPoint, Query, State, Total, canonical, open_buckets
 from cloister.vector.errors import BoundError, DataError, RoundVoid, TaskError, UsageError
 
 Dropouts = float | Mapping[int, Collection[str]]
 Event = dict[str, Any]
 Late = Callable[[Sequence[str], int, int], Collection[str]]
+There = Callable[[Sequence[str], int], Sequence[str]]
 Buckets = Sequence[Sequence[str]]
 COARSEST = 2.0**-6  # of one mean site's delta: what a step of training changes is of this order, or below
 TRIES = 3  # draws of who drops out, before a round is given up: as often as a coordinator opens it again
@@ -42,6 +43,7 @@ class LocalCohort:
       dropouts: how likely a site is to vanish in each round after it has shared its keys, or exactly which sites
         vanish in which step of the program (0 is its first question).
       late: which sites of a round of training are too slow: sites, step, attempt -> names; see `stragglers.py`.
+      there: which sites can be asked to train: sites, step -> names.
       clock: of an asynchronous run: which sites are ready, and from which version of the model they trained.
       required: fewest survivors whose sum opens, for a cohort of this size.
       observe: takes an event for each opened round and each site that had no answer.
@@ -57,13 +59,14 @@ class LocalCohort:
         *,
         dropouts: Dropouts = 0.0,
         late: Late = nobody,
+        there: There = everybody,
         clock: Clock | None = None,
         required: Callable[[int], int] = threshold,
         observe: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._job, self._engine, self._sites, self._seal = job, engine, sorted(sites), seal
         self._dropouts, self._required, self._observe = _checked(dropouts, sites), required, observe
-        self._late, self._clock = late, clock
+        self._late, self._there, self._clock = late, there, clock
         self._open: tuple[Sum, Event] | None = None
 
     def sum(self, query: Query) -> Total:
@@ -130,7 +133,9 @@ class LocalCohort:
         """The sites of a round, the question as they get it, and what a virtual clock says about it."""
         if query.task != "train" or (self._job.algorithm.sealed and self._clock is None):
             self._known(query.named)
-            return asked(query, self._sites, self._job.seed, step), query, {}
+            drawn = query.task == "train" and (query.others or not query.named)  # named sites are waited for
+            pool = self._there(self._sites, step) if drawn else self._sites
+            return asked(query, pool, self._job.seed, step), query, {}
         if self._clock is None:
             return [self._turn(query.config["round"] - 1)], query, {}
         ready = self._clock.arrivals(query.config["round"] - 1)

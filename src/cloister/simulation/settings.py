@@ -29,7 +29,7 @@ from cloister.job.task import ESTIMATORS, Estimator, Torch
 from cloister.simulation.partition import ALPHAS
 from cloister.vector.errors import CloisterError, UsageError
 
-OPTIONS = ("sites", "partition", "partition.alpha", "dropouts", "deadline", "attack", "attackers")
+OPTIONS = ("sites", "partition", "partition.alpha", "dropouts", "deadline", "availability", "attack", "attackers")
 LOCAL = ("lr", "epochs", "steps", "batch_size")  # of the task, though papers name them with the algorithm
 FIXED = ("data", "source", "name")  # of a job, and not to be varied: the contract, and what decides nothing
 

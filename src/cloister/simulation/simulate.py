@@ -26,10 +26,11 @@ from cloister.simulation.engine import Engine, make_engine
 from cloister.simulation.picture import partition_of
 from cloister.simulation.sealing import Ideal, Masks, Seal
 from cloister.simulation.store import RunFolder
-from cloister.simulation.stragglers import Deadline, Pace
+from cloister.simulation.stragglers import Availability, Deadline, Pace
 from cloister.vector import State, Total
 from cloister.vector.errors import UsageError
 
+Available = float | Mapping[str, float]
 SEALS = ("ideal", "masks")
 
 
@@ -44,6 +45,7 @@ def simulate(
     baselines: bool = False,
     dropouts: Dropouts = 0.0,
     deadline: float | None = None,
+    availability: Available | None = None,
     attack: str | None = None,
     attackers: Attackers | None = None,
     engine: str = "auto",
@@ -66,6 +68,8 @@ def simulate(
       baselines: also train each site alone and all rows pooled, and compare (`result.table`).
       dropouts: the chance that a site vanishes in a round, or which sites vanish in which step.
       deadline: of a round of training, in multiples of its median site's time; slower sites drop out.
+      availability: the chance that a site is there when a round of training begins, or of each site, by name; the
+        round's cohort is drawn from those that are.
       attack: what malicious sites do: "sign-flip", "alie" ...; see `simulation/attacks.py`.
       attackers: which sites are malicious, or what fraction of all (default 0.2).
       engine: "serial", "processes", "batched" or "auto": processes as soon as a round takes long. They give the
@@ -85,15 +89,10 @@ def simulate(
     malice = malice_of(attack, attackers, job, list(tables))
     load_back_end(job)  # told before anything runs, and no part of a round's time
     settings: dict[str, Any] = {"sites": sites, "partition": partition, "seal": seal, "dropouts": dropouts}
-    settings |= {"deadline": deadline, "attack": attack, "attackers": attackers, "reproducible": reproducible}
-    store = _store(folder, job, {"data": whereabouts(data), **settings})
+    settings |= {"deadline": deadline, "availability": availability, "attack": attack, "attackers": attackers}
+    store = _store(folder, job, {"data": whereabouts(data), "reproducible": reproducible, **settings})
     events: list[Event] = [] if store is None else store.events
-
-    def observe(event: Event) -> None:
-        events.append(event)
-        if progress is not None:
-            progress(event)
-
+    observe = _observer(events, progress)
     sealing = _seal(seal, job, tables, store)
     with contextlib.ExitStack() as held:
         memory = _memory(job, store, held)
@@ -101,7 +100,7 @@ def simulate(
         held.callback(computing.close)
         if malice is not None:
             computing = AttackedEngine(computing, malice, job, tables, memory)
-        missing = {"dropouts": dropouts, **_timing(job, tables, deadline)}
+        missing = {"dropouts": dropouts, **_timing(job, tables, deadline, availability)}
         cohort = LocalCohort(job, computing, list(tables), sealing, **missing, observe=observe)
         state = _run(Program(job, columns), cohort, store, seal)
     comparison = None
@@ -111,6 +110,15 @@ def simulate(
     statement = _statement(job, state, seal, tables, reproducible)
     conditions = _conditions(job, state, columns, tables, malice)
     return Result(job, state, statement, events, sealing.receipts, comparison, conditions)
+
+
+def _observer(events: list[Event], progress: Callable[[Event], None] | None) -> Callable[[Event], None]:
+    def observe(event: Event) -> None:
+        events.append(event)
+        if progress is not None:
+            progress(event)
+
+    return observe
 
 
 def _store(folder: str | Path | None, job: Job, settings: Mapping[str, Any]) -> RunFolder | None:
@@ -127,13 +135,17 @@ def _seal(seal: str, job: Job, tables: Collection[str], store: RunFolder | None)
     return Masks(job, tables, (lambda path, data: None) if store is None else store.keep)
 
 
-def _timing(job: Job, tables: Mapping[str, Any], deadline: float | None) -> dict[str, Any]:
-    """Who is late, or ready first. Raises: UsageError: a deadline where nobody is waited for."""
+def _timing(
+    job: Job, tables: Mapping[str, Any], deadline: float | None, availability: Available | None
+) -> dict[str, Any]:
+    """Who is there, late, or ready first. Raises: UsageError: a deadline where nobody is waited for."""
     if not isinstance(job.algorithm, FedBuff):
-        return {} if deadline is None else {"late": Deadline(deadline, job.seed, tables).late}
-    if deadline is not None:
+        found: dict[str, Any] = {} if deadline is None else {"late": Deadline(deadline, job.seed, tables).late}
+        return found | ({} if availability is None else {"there": Availability(availability, job.seed, tables).there})
+    if deadline is not None or availability is not None:
         raise UsageError(
-            "FedBuff has no rounds that a site could be late for.", mend="Leave deadline out; see max_staleness."
+            "FedBuff has no rounds that a site could be late for, or miss.",
+            mend="Leave deadline and availability out; see max_staleness.",
         )
     return {"clock": Clock(job.algorithm, list(tables), job.seed, Pace(job.seed, tables))}
 

@@ -1,4 +1,5 @@
-"""Stragglers: sites that answer after the deadline of a round, which turns them into dropouts.
+"""Stragglers: sites that answer after the deadline of a round, which turns them into dropouts; and sites that are not
+there when a round begins, so that its cohort is drawn from the others.
 
 A site takes as long as its rows take it: rows times a slowness of its own, log-normal over the sites, times one of
 the round's. The deadline is counted in the median of the round's sites. No clock is read: who is late follows from
@@ -13,15 +14,53 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import NormalDist, median
 from typing import Any
 
+from cloister.seal.threshold import MIN_SITES
 from cloister.vector import canonical
-from cloister.vector.errors import UsageError
+from cloister.vector.errors import RoundVoid, UsageError
 
 SPREAD = 0.5  # deviation of the logarithm of a site's slowness: one of twenty takes 2.3 times the median or longer
+MOST_WAITS = 1000  # draws of who is there, before a round is given up
 JITTER = 0.15  # the same of one round
 
 
 def nobody(sites: Sequence[str], step: int, attempt: int) -> Collection[str]:
     return ()
+
+
+def everybody(sites: Sequence[str], step: int) -> Sequence[str]:
+    return sites
+
+
+class Availability:
+    """Args: chance: with which a site is there when a round of training begins, or of each site, by name; others are.
+    Raises: UsageError: no chance, or an unknown site.
+    """
+
+    def __init__(self, chance: float | Mapping[str, float], seed: int, sites: Collection[str]) -> None:
+        self._chance, self._seed = chance, seed
+        given = chance if isinstance(chance, Mapping) else {"": chance}
+        if unknown := sorted(set(given) - set(sites) - {""}):
+            known = ", ".join(sorted(sites)[:20])
+            raise UsageError(f"availability names {unknown[0]!r}.", mend=f"The sites are: {known}.")
+        if not all(0.0 < each <= 1.0 for each in given.values()):
+            raise UsageError(f"availability={chance} is no chance above 0.", mend="Try availability=0.6.")
+
+    def there(self, sites: Sequence[str], step: int) -> list[str]:
+        """Of these sites. Until three are there nobody begins, so there are three wherever so many can be."""
+        for attempt in range(MOST_WAITS):
+            found = [site for site in sites if self._draw(site, step, attempt) < self._of(site)]
+            if len(found) >= min(MIN_SITES, len(sites)):
+                return found
+        raise RoundVoid(
+            f"in step {step} fewer than {MIN_SITES} sites are there at a time.", mend="More availability."
+        )
+
+    def _of(self, site: str) -> float:
+        return self._chance.get(site, 1.0) if isinstance(self._chance, Mapping) else self._chance
+
+    def _draw(self, site: str, step: int, attempt: int) -> float:
+        drawn = hashlib.sha256(canonical([self._seed, "there", site, step, attempt])).digest()
+        return int.from_bytes(drawn[:6], "big") / 2**48
 
 
 class Pace:

@@ -1,4 +1,4 @@
-"""Cyclic weight transfer against numpy, and that no federation runs it; sampling of cohorts."""
+"""Who is asked: one after the other (Cyclic, against numpy), by coins, among those that are there."""
 
 from __future__ import annotations
 
@@ -45,6 +45,24 @@ def test_it_learns_and_says_that_nothing_is_sealed():
     assert "FedAvg" in refused.value.mend
     with pytest.raises(JobError, match="Leave cohort out"):
         cl.Cyclic(rounds=1, cohort=0.5)
+
+
+def test_cohorts_are_drawn_from_the_sites_that_are_there():
+    data = {f"s{at:02}": table for at, table in enumerate([*least_squares(spread=0.2).values()] * 3)}
+    job = regression(cl.FedAvg(40, cohort=0.5))
+    rare = {"s01": 0.1, "s02": 0.1, "s03": 0.1}
+    result = cl.simulate(job, data, availability=rare, engine="serial")
+    asked = [event["sites"] for event in result.events if event.get("stage") == "train"]
+    assert min(asked) < max(asked) <= 6, "half of those that are there"
+    assert cl.simulate(job, data, availability=rare, engine="processes").model_bytes == result.model_bytes
+    assert cl.simulate(job, data, engine="serial").model_bytes != result.model_bytes
+    everybody = [event["sites"] for event in cl.simulate(job, data, availability=0.3).events if "survivors" in event]
+    assert everybody[0] == 12, "preparation waits for all"
+    for wrong, told in (({"dover": 0.5}, "names 'dover'"), (0.0, "no chance above 0"), (1.5, "no chance above 0")):
+        with pytest.raises(UsageError, match=told):
+            cl.simulate(job, data, availability=wrong)
+    with pytest.raises(UsageError, match="FedBuff has no rounds"):
+        cl.simulate(regression(cl.FedBuff(2, buffer=3)), data, availability=0.5)
 
 
 def test_poisson_cohorts_differ_in_size_and_learn_as_well():
