@@ -96,7 +96,7 @@ def test_models_that_no_site_could_make_again_are_refused_when_the_job_is_made()
         job(Normed())
     with pytest.raises(JobError, match="not at the top level of the job file"):
         job(Inner)
-    with pytest.raises(UsageError, match=r"engine='batched' trains nets and losses that are named.*processes"):
+    with pytest.raises(UsageError, match=r"cannot train this model: its BatchNorm keeps statistics.*processes"):
         cl.simulate(job(), clients(), engine="batched")
 
 

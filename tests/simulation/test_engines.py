@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import SGDClassifier
 
 import cloister as cl
 from cloister.learn import Trainer
@@ -229,8 +230,66 @@ def test_batched_faults_are_the_sites_own():
 
 
 @pytest.mark.parametrize(
-    "change", [{"algorithm": cl.SCAFFOLD(rounds=2)}, {"task": cl.Torch(torch.nn.Module, "bce", cl.SGD(0.1))}]
+    "change",
+    [{"algorithm": cl.SCAFFOLD(rounds=2)}, {"task": cl.Sklearn(SGDClassifier(loss="log_loss"))}],
 )
 def test_what_cannot_be_batched_is_refused(change):
     with pytest.raises(UsageError, match="Use engine='processes'"):
         make_engine("batched", dataclasses.replace(job(), **change), Sites(3))
+
+
+class Own(torch.nn.Module):
+    """With a frozen part, which travels and does not learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.frozen, self.last = (torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.frozen(self.first(x))))
+
+
+class Forgetful(Own):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.nn.functional.dropout(x, 0.5, self.training))
+
+
+class Particular(Own):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            raise ValueError("not alone")
+        return super().forward(x)
+
+
+def squared(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    return (model(batch["x"])[:, 0] - batch["y"]).square().mean()
+
+
+@pytest.mark.parametrize("loss", ["bce", squared])
+@pytest.mark.parametrize("optimizer", [cl.SGD(0.1, momentum=0.5), cl.Adam(0.01)])
+def test_models_of_ones_own_are_batched_too(loss, optimizer):
+    task = cl.Torch(Own, loss, optimizer, epochs=2, batch_size=4)  # 6 to 10 rows: two steps or three, and odd ends
+    made = dataclasses.replace(job(evaluate=cl.Evaluate(holdout=0.2)), task=task)
+    batched, serial = (cl.simulate(made, Sites(30), engine=engine) for engine in ("batched", "serial"))
+    model = serial.state.tensors["model"]
+    assert np.abs(model - cl.simulate(made, Sites(30), engine="serial", seed=9).state.tensors["model"]).max() > 1e-2
+    np.testing.assert_allclose(batched.state.tensors["model"], model, atol=1e-5)
+    assert batched.final == pytest.approx(serial.final, abs=1e-4)
+
+
+def test_layers_without_a_batched_form_say_so():
+    made = dataclasses.replace(job(), task=cl.Torch(Forgetful, "bce", cl.SGD(0.1), batch_size=4))
+    with pytest.raises(UsageError, match=r"cannot train this model: .*such as dropout.*Use engine='processes'"):
+        cl.simulate(made, Sites(8), engine="batched")
+
+
+def test_code_that_raises_at_one_client_is_that_client_s_affair_in_a_batch_too():
+    made = dataclasses.replace(job(), task=cl.Torch(Particular, "bce", cl.SGD(0.1), batch_size=4))
+    told: list[set[str]] = []
+    for engine in ("serial", "batched"):
+        events: list[dict[str, Any]] = []
+        cl.simulate(made, Sites(12), engine=engine, progress=events.append)
+        told.append({event["site"] for event in events if event["event"] == "refused"})
+    assert told[0] == told[1]
+    assert 0 < len(told[0]) < 6

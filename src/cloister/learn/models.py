@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -36,6 +36,12 @@ class Model(Protocol):
     def assess(self, flat: Array, rows: Rows) -> Predictions: ...
 
     def export(self, flat: Array) -> Any: ...
+
+
+class ManyModel(Model, Protocol):
+    """A back end that can train several clients at once: of `cl.Torch`."""
+
+    def train_many(self, flat: Array, clients: Sequence[Rows], seeds: Sequence[int]) -> list[Trained]: ...
 
 
 def back_end(job: Job, shapes: Iterable[tuple[str, Iterable[int]]], inputs: int) -> Model:

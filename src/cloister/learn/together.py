@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
+from cloister.job import Torch
 from cloister.learn.metrics import Predictions, blocks
-from cloister.learn.net_task import NetModel
+from cloister.learn.models import ManyModel
 from cloister.learn.prepare import Rows
 from cloister.learn.trainer import Trainer, diverged, unfinite
 from cloister.vector import Answer, Query
@@ -20,12 +22,13 @@ def answers(trainers: Sequence[Trainer], query: Query) -> Iterator[Answer | Task
     if not trainers:
         return
     prepared = [trainer.ready(query) for trainer in trainers]
-    model = prepared[0][0]
-    assert isinstance(model, NetModel)
+    model = cast(ManyModel, prepared[0][0])
     flat = np.ascontiguousarray(query.tensors["model"], np.float32)
     tests = [test for _, _, test in prepared]
     evaluates = query.task == "evaluate" or query.config.get("evaluate")
-    said = _assessed(model, flat, tests) if evaluates else [None] * len(tests)
+    task = trainers[0].job.task
+    own_loss = isinstance(task, Torch) and not isinstance(task.loss, str)
+    said = _assessed(model, flat, tests, own_loss) if evaluates else [None] * len(tests)
     trained = None
     if query.task == "train":
         seeds = [trainer.seed(query.config["round"]) for trainer in trainers]
@@ -46,8 +49,10 @@ def answers(trainers: Sequence[Trainer], query: Query) -> Iterator[Answer | Task
         yield Answer(trainer.rows, {block.name: np.asarray(values[block.name]) for block in query.layout.blocks})
 
 
-def _assessed(model: NetModel, flat: Array, tests: Sequence[Rows]) -> list[Predictions]:
-    """One pass over the test rows of all, cut apart again."""
+def _assessed(model: ManyModel, flat: Array, tests: Sequence[Rows], own_loss: bool) -> list[Predictions]:
+    """One pass over the test rows of all, cut apart again; but a loss of one's own is a mean, which cannot be."""
+    if own_loss:
+        return [model.assess(flat, test) for test in tests]
     said = model.assess(flat, Rows(np.concatenate([test.x for test in tests]), np.concatenate([t.y for t in tests])))
     ends = np.cumsum([len(test) for test in tests])[:-1]
     return [

@@ -17,7 +17,7 @@ VALUES_AT_ONCE = 1 << 24  # of rows' gradients: 64 MiB
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class _WithLoss(nn.Module):
+class WithLoss(nn.Module):
     """The loss as a module around the model, so that its parameters can be handed in from outside."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
@@ -25,7 +25,7 @@ class _WithLoss(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.loss(self.model, x.unsqueeze(0), y.unsqueeze(0))
+        return self.loss(self.model, x, y)
 
 
 class RowGradients:
@@ -37,7 +37,7 @@ class RowGradients:
     def __init__(self, module: nn.Module, loss: Loss) -> None:
         if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()):
             raise TaskError("BatchNorm mixes rows: no row's part can be bounded.", mend="Use nn.GroupNorm.")
-        self._whole = _WithLoss(module, loss)
+        self._whole = WithLoss(module, loss)
         self._trained = {name: each for name, each in self._whole.named_parameters() if each.requires_grad}
         rest = {name: each for name, each in self._whole.named_parameters() if not each.requires_grad}
         self._fixed = {**rest, **dict(self._whole.named_buffers())}
@@ -45,7 +45,9 @@ class RowGradients:
         self._each = vmap(grad(self._row_loss), in_dims=(None, 0, 0), randomness="different")
 
     def _row_loss(self, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = functional_call(self._whole, ({**tensors, **self._fixed},), (x, y))
+        found: torch.Tensor = functional_call(
+            self._whole, ({**tensors, **self._fixed},), (x.unsqueeze(0), y.unsqueeze(0))
+        )
         return found
 
     def clipped_sum(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ except ModuleNotFoundError:
     raise EnvironmentFailure("this job needs PyTorch.", mend="pip install 'cloister[torch]'") from None
 
 from cloister.learn.descent import Drift, descent
+from cloister.learn.torch_many import ManyClients, whole
 from cloister.learn.torch_private import RowGradients
 
 Flat = npt.NDArray[np.float32]
@@ -206,6 +208,19 @@ class TorchModel:
                 drift.step(optimizer)
             delta = self._weights()
         return Trained(delta - flat, 0.0, noisy.steps)
+
+    def train_many(self, flat: Flat, clients: Sequence[Rows], seeds: Sequence[int]) -> list[Trained]:
+        """Local training of several clients at once, each from the broadcast, as `train` does it one by one.
+
+        The same to rounding. Raises: UsageError: a model that cannot be batched. TaskError: the job's code raises.
+        """
+        with one_thread(self.job.seed), users_code(self.job, "training"):
+            self.load(flat)
+            self.module.train()
+            many = ManyClients(self.task, self.module, lambda module, x, y: self._batch_loss(x, y, module))
+            rows = [(torch.from_numpy(each.x), self._targets(each)) for each in clients]
+            found = many.train(torch.from_numpy(flat[: self._trained.numel()]), rows, seeds)
+        return [replace(each, delta=whole(each.delta, len(flat))) for each in found]
 
     def curvature(self, flat: Flat, rows: Rows, all_rows: int) -> Curvature:
         raise TaskError("a torch task gives no Hessian.")
