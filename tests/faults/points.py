@@ -22,6 +22,7 @@ DEATHS: dict[str, tuple[str, int]] = {
     "site.counter.mailbox": (ROUND, 1),
     "site.counter.rounds": (ROUND, 1),
     "site.counter.sequence": (START, 1),
+    "site.file": (ALONE, 1),  # rosters, verdicts, what a run keeps between rounds; and those of joining
     "site.ledger": (ROUND, 1),
     "site.log.announced": (BEGIN, 1),
     "site.log.answered": (ROUND, 5),  # messages 1, 3, 5, 7 and 9
@@ -33,12 +34,14 @@ DEATHS: dict[str, tuple[str, int]] = {
     "site.log.done": (END, 1),
     "site.log.lifted": (ALONE, 1),
     "site.log.prepared": (BEGIN, 1),
+    "site.log.proxy": (ALONE, 1),
     "site.log.receipt": (ROUND, 1),
     "site.log.refused": (REFUSAL, 1),
     "site.log.started": (START, 1),
     "site.log.unreadable": (ALONE, 1),
     "site.log.void": (VOID, 1),
     "site.log.waiting": (ALONE, 1),
+    "site.log.written-off": (ALONE, 1),
     "site.made": (START, 1),
     "site.place": (ROUND, 1),
     "site.receipt": (ROUND, 1),

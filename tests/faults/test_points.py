@@ -24,10 +24,11 @@ from cloister.coordinator.store import Store
 from cloister.seal.labels import fields
 from cloister.seal.roster import Roster
 from cloister.site.journal import Journal
+from cloister.site.settings import write_private
 from cloister.vector import crash
 
 from .points import ALONE, BEGIN, COMMAND, DEATHS, END, REFUSAL, RESTART, ROUND, START, VOID, points, wishes
-from .world import SITES, World, kept, make_job, promises, write_table
+from .world import SITES, Promises, World, kept, make_job, promises, write_table
 
 ALL = os.environ.get("FAULTS") == "all"
 SOME = (  # where the order of two writes matters most
@@ -66,6 +67,19 @@ def test_a_wish_that_is_no_point_is_refused() -> None:
     crash.arm("")
     with crash.durable("coordinator.tx.save"):
         pass
+
+
+def test_whatever_a_site_has_less_of_is_said() -> None:
+    had = Promises({"slot": b"said"}, {"rounds": 3}, 7, ["one", "two"])
+    assert not list(kept({"bern": had}, {"bern": had._replace(entries=8, charges=["one", "two", "three"])}))
+    for less in (
+        had._replace(slots={}),
+        had._replace(counters={"rounds": 2}),
+        had._replace(entries=6),
+        had._replace(charges=["one"]),
+        had._replace(charges=["one", "other", "two"]),
+    ):
+        assert len(list(kept({"bern": had}, {"bern": less}))) == 1
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +280,22 @@ def test_a_member_joins_over_all_that(world: World) -> None:
     assert newest == 3  # the second attempt was the one that counted
 
 
+@everywhere
+@pytest.mark.processes
+def test_a_site_dies_at_every_file_of_joining(world: World) -> None:
+    """Key, pins, roster, policy, settings: whatever is there already is gone on from, with the same key."""
+    (invitation,) = invite(world.coordinator, ["siena"])
+    write_table(world.folder / "siena.csv", 8)
+    keys = set()
+    for wish in ("before:1", "after:1", *("before:1", "after:1", "before:2", "after:2") * 2, "before:3"):
+        status = world.join(invitation, crash=f"site.file:{wish}")
+        assert os.WTERMSIG(status) == signal.SIGKILL, wish
+        key = world.home("siena").root / "identity.key"
+        keys |= {key.read_bytes()} if key.exists() else set()
+    assert world.join(invitation) == 0
+    assert len(keys) == 1
+
+
 def _once(act: Callable[[], Any]) -> Callable[[], None]:
     todo = [act]
     return lambda: todo.pop()() if todo else None
@@ -277,11 +307,14 @@ def test_what_is_written_is_there_or_not(wish: str, tmp_path: Path) -> None:
     name, when, _ = wish.split(":")
     kind = name.rpartition(".")[2]
     side = name.partition(".")[0]
+    (tmp_path / "file").write_bytes(b"old")
     pid = os.fork()
     if pid == 0:
         crash.arm(wish)
         if side == "coordinator":
             Store(tmp_path / "db").run_tx(kind, lambda tx: tx.add_roster(1, b"signed"))
+        elif name == "site.file":
+            write_private(tmp_path / "file", b"new")
         elif ".slot." in name:
             Journal(tmp_path / "db").once(f"{'00' * 16}/{kind}", b"said")
         else:
@@ -290,6 +323,9 @@ def test_what_is_written_is_there_or_not(wish: str, tmp_path: Path) -> None:
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     if side == "coordinator":
         there = Store(tmp_path / "db").look(lambda tx: tx.roster(1)) is not None
+    elif name == "site.file":
+        there = (tmp_path / "file").read_bytes() == b"new"
+        assert there or (tmp_path / "file").read_bytes() == b"old"
     elif ".slot." in name:
         there = Journal(tmp_path / "db").held(f"{'00' * 16}/{kind}") is not None
     else:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from cloister.seal.plan import Plan
 from cloister.seal.receipt import open_receipt
 from cloister.seal.roster import Roster
 from cloister.site.journal import Journal
+from cloister.site.ledger import Ledger
 from cloister.site.settings import SiteFolder
 from cloister.vector import State, digest, open_total
 from cloister.wire import CoordinatorClient, Invitation, enroll, fetch_certificate, fetch_roster
@@ -291,32 +292,48 @@ class World:
                 said[entry.facts["run"], entry.facts["round"], entry.facts["type"]].add(entry.facts["message"])
         twice = {key: messages for key, messages in said.items() if len(messages) > 1}
         assert not twice, f"{site} answered twice: {twice}"
+        with closing(Ledger(self.home(site).ledger)) as ledger:
+            charged = {(each.run, each.round) for each in ledger.entries()}
+        free = {(run, round) for run, round, type in said if type == "masked"} - charged
+        assert not free, f"{site} answered without a charge: {free}"
         rows = self.store.look(lambda tx: [tx.transcript(self.run, row.number) for row in tx.rounds(self.run)])
         for transcript in rows:
             heard = [(kind, of, data[:40]) for kind, of, data in transcript if kind == "message"]
             assert len(heard) == len(set(heard)), "the coordinator has two messages of one site in one phase"
 
 
-def promises(world: World) -> dict[str, tuple[dict[str, bytes], dict[str, int], int]]:
-    """What each site's journal holds for ever: slots, counters, and the length of its log."""
+class Promises(NamedTuple):
+    """What a site holds for ever. Attributes: entries: of its log. charges: hashes of its privacy ledger's rows."""
 
-    def read(site: str) -> tuple[dict[str, bytes], dict[str, int], int]:
-        with closing(Journal(world.home(site).journal)) as journal:
-            database = journal._db
-            slots = dict(database.execute("SELECT name, value FROM slot"))
-            counters = dict(database.execute("SELECT name, value FROM counter"))
-            return slots, counters, database.execute("SELECT count(*) FROM log").fetchone()[0]
+    slots: dict[str, bytes]
+    counters: dict[str, int]
+    entries: int
+    charges: list[str]
+
+
+def promises(world: World) -> dict[str, Promises]:
+    """By site; read beside its agent."""
+
+    def read(site: str) -> Promises:
+        home = world.home(site)
+        with closing(Journal(home.journal)) as journal, closing(Ledger(home.ledger)) as ledger:
+            slots = dict(journal._db.execute("SELECT name, value FROM slot"))
+            counters = dict(journal._db.execute("SELECT name, value FROM counter"))
+            entries = journal._db.execute("SELECT count(*) FROM log").fetchone()[0]
+            return Promises(slots, counters, entries, [each.hash for each in ledger.entries()])
 
     return {site: read(site) for site in world.sites}
 
 
-def kept(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """Nothing is refunded: says what a journal has less of than before."""
-    for site, (slots, counters, entries) in before.items():
-        now_slots, now_counters, now_entries = after[site]
-        if not slots.items() <= now_slots.items():
+def kept(before: dict[str, Promises], after: dict[str, Promises]) -> Iterator[str]:
+    """Nothing is refunded: says what a site has less of than before."""
+    for site, had in before.items():
+        now = after[site]
+        if not had.slots.items() <= now.slots.items():
             yield f"{site} lost a promise"
-        if any(now_counters[name] < value for name, value in counters.items()):
+        if any(now.counters[name] < value for name, value in had.counters.items()):
             yield f"{site} counts again"
-        if now_entries < entries:
+        if now.entries < had.entries:
             yield f"{site} forgot what it did"
+        if now.charges[: len(had.charges)] != had.charges:
+            yield f"{site} was refunded"

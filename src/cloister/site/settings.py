@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from cloister.seal.identity import Identity
 from cloister.site.policy import PolicyFile, Strict, parse_toml
 from cloister.vector import digest
+from cloister.vector.crash import durable
 from cloister.vector.errors import UsageError
 from cloister.vector.files import replace_file
 
@@ -184,7 +185,8 @@ def write_private(path: Path, content: bytes) -> None:
 
     Raises: StorageFull, EnvironmentFailure.
     """
-    replace_file(path, content, 0o600)
+    with durable("site.file"):
+        replace_file(path, content, 0o600)
 
 
 def site_toml(settings: dict[str, Any]) -> str:
