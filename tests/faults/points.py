@@ -41,7 +41,6 @@ DEATHS: dict[str, tuple[str, int]] = {
     "site.log.unreadable": (ALONE, 1),
     "site.log.void": (VOID, 1),
     "site.log.waiting": (ALONE, 1),
-    "site.log.written-off": (ALONE, 1),
     "site.made": (START, 1),
     "site.place": (ROUND, 1),
     "site.receipt": (ROUND, 1),
