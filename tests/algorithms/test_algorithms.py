@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from cloister.algorithms import FedAvg, Preparation, evaluation, from_json
 from cloister.algorithms.preparation import EXPONENTS
 from cloister.vector.errors import DataError, JobError, TaskError
-from cloister.vector.query import Total
+from cloister.vector.total import Total
 
 
 def test_one_round_of_fedavg_is_the_row_weighted_mean():

@@ -61,7 +61,7 @@ def test_a_step_too_long_is_halved():
         loss = np.mean(np.logaddexp(0, w * x) - y * w * x) + 0.001 * w**2 / 2
         gradient = np.mean((p - y) * x) + 0.001 * w
         hessian = np.mean(p * (1 - p) * x * x) + 0.001
-        from cloister.vector.query import Total
+        from cloister.vector.total import Total
 
         sums = {"gradient": np.array([gradient]), "hessian": np.array([hessian]), "train_loss": np.array(loss)}
         return Total(sums, rows=41.0, clipped=0.0, max_rows=41, sites=3), loss

@@ -10,7 +10,7 @@ import pytest
 
 import cloister as cl
 from cloister.vector.errors import JobError
-from cloister.vector.query import Total
+from cloister.vector.total import Total
 
 from .problems import Sites, least_squares, regression, simulated
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cloister.vector import Answer, Block, Layout, Query, State, digest, flatten, pack, unflatten, unpack
 from cloister.vector.errors import LayoutError, MalformedMessage, TaskError
-from cloister.vector.query import Total
+from cloister.vector.total import Total
 
 
 def query() -> Query:
