@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ from decoders import Target, bundle_of, bundle_parts
 from sklearn.linear_model import SGDRegressor
 
 import cloister as cl
-from cloister.round import Evidence, Policy, RoundEvidence, contribute, decide_job, verify
+from cloister.privacy.accounting import Event, events_as_json, events_from_json
+from cloister.round import Evidence, Policy, Program, RoundEvidence, contribute, decide_job, private, verify
+from cloister.round.checks import check_submission
 from cloister.seal import graph, masked_header, shamir
 from cloister.seal.audit import Audit, Chunk, Opening
 from cloister.seal.identity import Identity
-from cloister.seal.labels import RECEIPT, ROSTER, ZERO32, fields, lp
+from cloister.seal.labels import BUDGET, ENVELOPE, RECEIPT, ROSTER, ZERO32, fields, lp
 from cloister.seal.log import (
     Agreement,
     Checkpoint,
@@ -31,15 +35,28 @@ from cloister.seal.masks import unpack as unpack_words
 from cloister.seal.messages import KINDS, Sharer, label_of
 from cloister.seal.plan import Plan
 from cloister.seal.receipt import Receipt, open_receipt
-from cloister.seal.roster import Roster, TrustedRoster
-from cloister.vector import Answer, Block, FixedPoint, Layout, Query, State
+from cloister.seal.roster import Member, Roster, TrustedRoster
+from cloister.site import framing, ledger
+from cloister.site.budget import open_export
+from cloister.site.policy import PolicyFile, parse_toml, policy_toml
+from cloister.site.settings import SiteFolder, SiteSettings, site_toml
+from cloister.site.training import facts_of, fault_of
+from cloister.vector import Answer, Block, FixedPoint, Layout, Query, State, open_total
 from cloister.vector.bundle import canonical, unpack
+from cloister.vector.layout import Noise
 from cloister.wire import Envelope, Invitation, api, sign_envelope
 from cloister.wire.envelope import open_envelope, split
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "v1"
 KEY = Identity.from_bytes(b"k" * 32)  # whoever must have signed, signs with this
-LAYOUT = Layout((Block("delta", (3,), 8.0, clip=1.0, weighted=True), Block("rows", (), 2.0**20, wide=True)))
+NOISE = Noise(2.0**-9, 1.0, 4.0, shared=True, colluders=1, rotation="00" * 32)
+LAYOUT = Layout(
+    (
+        Block("delta", (3,), 8.0, clip=1.0, weighted=True),
+        Block("noisy", (3,), 8.0, clip=1.0, noise=NOISE),
+        Block("rows", (), 2.0**20, wide=True),
+    )
+)
 QUERY = Query(
     "train",
     LAYOUT,
@@ -56,9 +73,11 @@ def jobs() -> list[cl.Job]:
     table = cl.Table("heart", target="disease", columns={"age": "number", "cp": ["a", "b"], "x": "category"})
     torch = cl.Torch(cl.nets.MLP([4, 2]), loss="bce", optimizer=cl.Adam(lr=0.1), epochs=1, batch_size=8)
     prepare = [cl.Impute(), cl.OneHot(min_rows=3), cl.Standardize()]
+    robust = cl.FedAvg(rounds=4, aggregate=cl.Median(buckets=3), schedule=cl.StepDecay(every=2, by=0.5))
     own = cl.nets.Code("model", initial={"w": np.zeros(2, np.float32)})
     return [
         cl.Job(table, torch, cl.FedAvg(rounds=3, clip=1.0), prepare, name="one", seed=3),
+        cl.Job(table, torch, robust),
         cl.Job(cl.Table("t", target="y"), cl.Sklearn(SGDRegressor(alpha=0.01)), cl.FedAvg(rounds=1), evaluate=None),
         cl.Job(
             table, cl.Torch(own, loss="bce", optimizer=cl.SGD(lr=0.1)), cl.FedAvg(rounds=1), source="def model():"
@@ -73,7 +92,8 @@ def rounds() -> list[dict]:
 
 
 def all_targets() -> list[Target]:
-    return [*vector_targets(), *seal_targets(), *message_targets(), *log_targets(), *job_targets(), *wire_targets()]
+    light = (vector_targets, seal_targets, message_targets, log_targets, job_targets, wire_targets, site_targets)
+    return [target for each in (*light, privacy_targets) for target in each()]
 
 
 def bundle_targets(name: str, decode, honest: list[bytes]) -> Iterator[Target]:
@@ -98,12 +118,7 @@ def vector_targets() -> Iterator[Target]:
 
 
 def _layout(data: bytes) -> Layout:
-    """A layout comes inside JSON that its caller has parsed."""
-    try:
-        parsed = json.loads(data)
-    except (ValueError, RecursionError):
-        parsed = None
-    return Layout.from_json(parsed)
+    return Layout.from_json(_parsed(data))
 
 
 def seal_targets() -> Iterator[Target]:
@@ -203,6 +218,15 @@ def wire_targets() -> Iterator[Target]:
 
     yield Target("wire.envelope", opened, (envelope,))
     yield Target("wire.envelope/header", opened, (header,), signed)
+    who = Member("lee", KEY.public)
+    roster = Roster("tests", 1, ZERO32, (ZERO32,), 1, (Member("hub", b"h" * 32),), (), (who,))
+    submission = canonical({"type": "submit", "from": "lee", "to": "hub", "run": "00" * 16, "round": 0, "seq": 7})
+    yield Target(
+        "round.submission",
+        lambda data: check_submission(data, b"job", bytes(16), roster),
+        (submission,),
+        lambda header: lp(header) + lp(KEY.sign(ENVELOPE, lp(header) + lp(b"job"))),
+    )
     yield Target("wire.split", split, (lp(envelope) * 2,))
     code = Invitation("https://hub:1", "tests", "site", "bonn", b"t" * 16, b"c" * 32, b"r" * 32).encode()
     yield Target("wire.invitation", lambda data: Invitation.decode(data.decode("latin-1")), (code.encode(),))
@@ -217,12 +241,24 @@ def wire_targets() -> Iterator[Target]:
         api.Void(reason="none"),
         api.Done(status="done"),
         api.RunRef(run=run),
+        api.EntryRef(receipt=hexes, since=3),
+        api.Challenge(run=run, round=1, nonce=hexes, count=9),
         api.Watch(run=run, after=0, hold=1.0),
     ]
     for body in bodies:
         yield Target(f"wire.{type(body).__name__}", type(body).from_bytes, (body.to_bytes(),))
     problem = json.dumps({"type": "x", "title": "t", "status": 400, "detail": "d", "error": "BadShare"}).encode()
     yield Target("wire.problem", lambda data: api.error_of(data, 400), (problem,))
+    opened = {"round": 1, "total": hexes, "keylist": None, "consistency": hexes, "kept": True}
+    result = {"run": run, "status": "done", "job": hexes, "submission": hexes, "state": None}
+    answers: dict[str, tuple[object, object]] = {
+        "Submitted": (api.Submitted, {"run": run}),
+        "Status": (api.Status, {"runs": [{"run": run, "status": "done"}]}),
+        "RunResult": (api.RunResult, {**result, "receipts": [hexes], "rounds": [opened]}),
+        "Happened": (list[api.Happened], [{"number": 1, "event": "round", "sites": 3}]),
+    }
+    for name, (kind, answer) in answers.items():
+        yield Target(f"wire.{name}", lambda data, kind=kind: api.told(kind, data), (canonical(answer),))
     yield Target("round.evidence", _verified, (canonical({"roots": [KEY.public.hex()], "quorum": 1}), ZERO32))
 
 
@@ -235,3 +271,89 @@ def _verified(data: bytes) -> object:
     )
     again = Evidence((KEY.public,), 1, (data,), data, data, (RoundEvidence(data, data, data, {"": data}),))
     return verify(evidence), verify(again)
+
+
+def site_targets() -> Iterator[Target]:
+    """What a site reads besides messages: its worker's frames, its own settings, its own statements."""
+    awaited = {framing.Kind.READY: 1 << 10, framing.Kind.FAULT: 1 << 10}
+    frame = b"".join(framing.encode(framing.Kind.READY, b'{"walls":[],"warnings":[]}'))
+    yield Target("site.frame", _frame(awaited), (frame,))
+    yield Target(
+        "site.facts", lambda data: facts_of(data, walls=list, warnings=list), (frame[framing.HEADER.size :],)
+    )
+    fault = canonical({"error": "DataError", "message": "no such column", "mend": "correct it"})
+    yield Target("site.fault", lambda data: fault_of(data, "kent", believed=True), (fault,))
+    settings = {"id": "kent", "federation": "tests", "coordinator": "https://hub:1", "data": {"heart": "heart.csv"}}
+    texts: dict[str, tuple[str, Callable[[str], object]]] = {
+        "policy": (policy_toml(["heart"]), PolicyFile.parse),
+        "settings": (site_toml(settings), lambda text: parse_toml(text, "site.toml", SiteSettings)),
+    }
+    for name, (text, parse) in texts.items():
+        yield Target(f"site.{name}", lambda data, parse=parse: parse(data.decode("latin-1")), (text.encode(),))
+    yield Target("site.pinned", _pinned, (canonical({"certificate": "PEM", "root_key": "00" * 32}),))
+    charge = ledger.Charge("00" * 32, "heart", "rows", (Event(1.0, 0.5, 3),), "00" * 16, 2, "00" * 32)
+    yield Target("site.ledger", lambda data: ledger._read(1, data, ZERO32), (charge.body(1, "2026-01-01"),))
+    body = canonical({"site": "kent", "accounts": [{"name": "heart", "events": events_as_json([Event(1.0)])}]})
+    yield Target(
+        "site.budget",
+        lambda data: open_export(data, KEY.public),
+        (body,),
+        lambda body: lp(body) + lp(KEY.sign(BUDGET, body)),
+    )
+
+
+def _frame(awaited: framing.Limits) -> Callable[[bytes], object]:
+    def read(data: bytes) -> object:
+        try:
+            return framing.read(io.BytesIO(data), awaited)
+        except EOFError:  # the worker is gone: `Worker.exchange` says so
+            return None
+
+    return read
+
+
+def _pinned(data: bytes) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "pinned.json").write_bytes(data)
+        return SiteFolder(Path(folder)).pinned()
+
+
+def privacy_targets() -> Iterator[Target]:
+    yield Target(
+        "privacy.events",
+        lambda data: events_from_json(_parsed(data)),
+        (canonical(events_as_json([Event(1.0, 0.5, 3), Event(2.0)])),),
+    )
+    for privacy in (cl.RowDP(epsilon=4, delta=1e-5, clip=0.7), cl.SiteDP(epsilon=8, delta=1e-5, clip=0.5)):
+        job = cl.Job(
+            data=cl.Table("clouds", target="y"),
+            prepare=[cl.Standardize(ranges={"a": (-4.0, 4.0)})],
+            task=cl.Torch(cl.nets.MLP([2]), loss="bce", optimizer=cl.SGD(lr=0.5), batch_size=30),
+            algorithm=cl.FedAvg(rounds=1),
+            privacy=privacy,
+        )
+        query = _trained(job)
+        assert private.check(job, query), "an honest question costs something"
+        check = lambda data, job=job: private.check(job, Query.from_bytes(data))  # noqa: E731
+        yield from bundle_targets(f"round.private-{type(privacy).__name__}", check, [query.to_bytes()])
+
+
+def _parsed(data: bytes) -> object:
+    """JSON comes inside of what its caller has parsed."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _trained(job: cl.Job) -> Query:
+    """The job's first question to train a model."""
+    program = Program(job, {"a": "number"})
+    state = program.start()
+    while (query := program.ask(state)) is not None and query.task != "train":
+        coder = FixedPoint(query.sealed_layout, 5)
+        values = {block.name: np.ones(block.shape) for block in query.layout.blocks}
+        words = sum(contribute(Answer(40, values), query, coder).astype(coder.dtype) for _ in range(5))
+        state = program.learn(state, open_total(query, coder, words, 5))
+    assert query is not None
+    return query

@@ -94,7 +94,7 @@ def open_export(data: bytes, key: bytes) -> dict[str, Any]:
         raise MalformedMessage("a signed budget has two fields")
     body, signature = parts
     verify(key, BUDGET, body, signature)
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         told: dict[str, Any] = json.loads(body)
         for each in told["accounts"]:
             events_from_json(each["events"])

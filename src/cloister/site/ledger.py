@@ -232,5 +232,5 @@ def _read(number: int, body: bytes, chained: bytes) -> Charge:
         events = None if data["events"] is None else tuple(events_from_json(data["events"]))
         told = {key: data[key] for key in ("dataset", "name", "unit", "run", "round", "job", "at", "number")}
         return Charge(events=events, hash=chained.hex(), **told)
-    except (ValueError, KeyError, TypeError) as fault:
+    except (ValueError, KeyError, TypeError, RecursionError) as fault:
         raise EnvironmentFailure(f"entry {number} of the ledger does not parse: {type(fault).__name__}.") from None
