@@ -23,10 +23,13 @@ UNTRUSTED = {  # in rooms of the trusted base, but no site's safety rests on it
     "round/program.py": "asks; sites answer by layout and policy, whatever is asked",
     "round/loop.py": "the coordinator's and the simulator's",
     "round/evidence.py": "an auditor's",
+    "round/ledgers.py": "an auditor's",
     "round/checks.py": "an auditor's",
     "round/replay.py": "an auditor's",
     "round/verdict.py": "an auditor's",
     "round/verify.py": "an auditor's",
+    "vector/total.py": "opens sums: at the coordinator, at an auditor; no site does",
+    "site/budget.py": "shows people what the ledger says, and charges nothing",
 }
 PACKAGE_LINES = 26_000  # engines, attacks, privacy and the steward's tools ship with it
 FILE_LINES = 600

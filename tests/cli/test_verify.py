@@ -83,6 +83,7 @@ def test_a_simulation_is_proven_and_called_one(results: Path, say: Say, capsys: 
         "model": "proven",
         "sums": "not proven",
         "log": "proven",
+        "ledgers": "not proven",  # a simulation keeps none
         "model file": "proven",
         "the sites' data": "not proven",
         "other rounds": "not proven",
@@ -170,7 +171,7 @@ def test_the_root_that_the_reader_brings(results: Path, say: Say, tmp_path: Path
     for name, content in {
         "hex": root + "\n",
         "analyst.json": json.dumps({"id": "lee", "root": root}),
-        "pinned.json": json.dumps({"certificate": "", "root_key": root}),
+        "pinned.json": json.dumps({"certificate": "", "fingerprint": "00" * 32, "root_key": root}),
     }.items():
         (tmp_path / name).write_text(content)
         assert say(results, "--root", tmp_path / name)["ok"]
@@ -188,7 +189,7 @@ def site_of(results: Path, folder: Path, upto: int, head: bytes | None = None) -
     """A site's folder that has verified the first `upto` receipts of the run, and a head of the log."""
     (root,) = json.loads((results / "trust.json").read_text())["roots"]
     folder.mkdir()
-    (folder / "pinned.json").write_text(json.dumps({"certificate": "", "root_key": root}))
+    (folder / "pinned.json").write_text(json.dumps({"certificate": "", "fingerprint": "00" * 32, "root_key": root}))
     (folder / "site.toml").write_text(
         'id = "kent"\nfederation = "simulation"\ncoordinator = "https://hub:1"\n[data]\n'
     )

@@ -99,6 +99,7 @@ def test_the_readme_s_federation_and_its_simulation_end_in_the_same_bytes(by_han
         verdict = by_hand.scientist.json("verify", name, *options)
         claims = {claim["claim"]: claim["outcome"] for claim in verdict["claims"]}
         assert (verdict["receipts"], claims["model"], claims["model file"]) == (7, "proven", "proven")
+        assert (claims["ledgers"] == "proven") == (name == "again")  # nor a ledger
         assert (claims["root key"] == "proven") == (name == "again")  # a simulation has none
         assert claims.get("site oslo") == ("proven" if name == "again" else None)
     shown = list((folder / "again" / "audits").iterdir())

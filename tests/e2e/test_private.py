@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from cloister.learn.result import Result
 from cloister.privacy.accounting import epsilon
 from cloister.site.budget import account
 from cloister.site.ledger import Ledger
+from cloister.site.restore import write_off
+from cloister.vector.errors import UsageError
 
 pytestmark = pytest.mark.processes
 SITES = ("kent", "lyon", "oslo")
@@ -55,6 +58,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Loopb
     analyst = hub.found("clouds", tables, lambda line: None)
     with (hub.site("kent") / "policy.toml").open("a") as policy:
         policy.write(BUDGET)
+    shutil.copytree(hub.site("lyon"), folder / "backup")
     yield hub, analyst
     hub.stop()
 
@@ -121,10 +125,14 @@ def test_a_budget_lets_no_exact_sum_by(federation: tuple[Loopback, Any], first: 
     assert "no differential privacy" in refusal["message"]
 
 
-def test_sites_share_the_noise_of_a_sealed_sum(federation: tuple[Loopback, Any], first: Result) -> None:
-    hub, analyst = federation
+def grant_more(hub: Loopback) -> None:
     policy = hub.site("kent") / "policy.toml"
     policy.write_text(policy.read_text().replace("epsilon = 3.0", "epsilon = 100.0"))  # read anew for each round
+
+
+def test_sites_share_the_noise_of_a_sealed_sum(federation: tuple[Loopback, Any], first: Result) -> None:
+    hub, analyst = federation
+    grant_more(hub)
     before = len(Ledger(hub.site("kent") / "ledger.db").entries())
     result, events = finished(analyst, a_job(cl.SiteDP(epsilon=8, delta=1e-3, clip=cl.AdaptiveClip(initial=0.5))))
     assert result is not None, events
@@ -134,3 +142,29 @@ def test_sites_share_the_noise_of_a_sealed_sum(federation: tuple[Loopback, Any],
     entries = Ledger(hub.site("kent") / "ledger.db").entries()[before:]
     assert {each.unit for each in entries} == {"sites"}
     assert epsilon([event for each in entries for event in each.events], 1e-3) == result.privacy.epsilon
+
+
+def test_a_ledger_that_was_put_back_is_noticed_by_the_federation(
+    federation: tuple[Loopback, Any], first: Result
+) -> None:
+    hub, analyst = federation
+    lyon = hub.site("lyon")
+    grant_more(hub)
+    charged = len(Ledger(lyon / "ledger.db").entries())
+    hub.kill("lyon")
+    shutil.rmtree(lyon)
+    shutil.copytree(hub.folder / "backup", lyon)  # key, journal and no ledger yet: it agrees with itself
+    hub.start_site("lyon")
+    result, events = finished(analyst, ROWS)
+    assert result is None, "three sites may lose none"
+    refusal = next(event for event in events if event["event"] == "refused")
+    assert (refusal["error"], refusal["site"]) == ("LedgerRolledBack", "lyon")
+    assert f"--lost {charged}`" in refusal["mend"]
+    assert Ledger(lyon / "ledger.db").entries() == [], "nothing was answered"
+
+    with pytest.raises(UsageError, match="lacks no charge"):
+        write_off(hub.site("oslo"), 0)
+    assert write_off(lyon, charged)["lost"] == charged
+    result, events = finished(analyst, ROWS)
+    assert result is not None, events
+    assert Ledger(lyon / "ledger.db").charges(hub.federation) == charged + 4

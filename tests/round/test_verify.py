@@ -228,6 +228,7 @@ def test_an_honest_run_is_proven_from_the_root_key_to_the_model(evidence):
         "survivors": "proven",
         "model": "proven",
         "sums": "proven",
+        "ledgers": "not proven",  # of this run's sites none says its charges
         "log": "proven",
         "the sites' data": "not proven",  # as no replay can show
         "other rounds": "not proven",

@@ -50,6 +50,7 @@ class Rig:
 
     Args: sites: how many. size: coordinates of the one block. bits: of a word. seed: of everything random.
       carried: by site, how many receipts the log had at the checkpoint it carries.
+      charges: by site, as which charge of its ledger it pays; the others expect no smaller one.
     Attributes: log: every message that was handed over, as (kind, site, bytes).
     """
 
@@ -60,6 +61,7 @@ class Rig:
         bits: int = 32,
         seed: str = "rig",
         carried: Mapping[str, int] | None = None,
+        charges: Mapping[str, int] | None = None,
         **plan: Any,
     ) -> None:
         everybody = (*NAMES, *(f"kent-{number:03d}" for number in range(len(NAMES), sites)))
@@ -98,6 +100,8 @@ class Rig:
         for place in range(max(self.carried.values(), default=0)):
             self.receipts.append(f"receipt {place}".encode())
             notes[place + 1] = self.receipts.sign(self.coordinator)
+        self.charges = dict(charges or {})
+        self.least = {self.identities[site].public: number for site, number in self.charges.items()}
         self.notes = {site: notes[self.carried.get(site, 0)] for site in everybody}
         self.server = self.new_server()
         self.clients = {site: self.client(site) for site in self.plan.sites}
@@ -107,11 +111,12 @@ class Rig:
         self.log: list[tuple[str, str, bytes]] = []
 
     def new_server(self, previous: bytes = ZERO32) -> SealServer:
-        return SealServer(self.plan, self.roster, self.coordinator, "hub", previous)
+        return SealServer(self.plan, self.roster, self.coordinator, "hub", previous, self.least)
 
     def client(self, site: str, **settings: Any) -> SealClient:
         given = {"journal": self.journals[site], "randomness": Drbg(f"{self.seed}/{site}"), **settings}
         given.setdefault("checkpoint", self.notes[site])
+        given = {"charge": self.charges.get(site, 0), "least": self.least, **given}
         return SealClient(site, self.identities[site], self.roster, self.coordinator.public, **given)
 
     def contribution(self, site: str) -> np.ndarray[Any, Any]:

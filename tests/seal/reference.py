@@ -257,8 +257,9 @@ class Reference:
         coefficients = {k: [number(text) for text in values[f"{k}_coefficients"]] for k in ("beta", "sigma")}
         secrets = {k: number(values[k]) for k in ("beta", "sigma")}
         return {"id": bytes.fromhex(values["identity"]), "channel": bytes.fromhex(values["channel"]),
-                "checkpoint": bytes.fromhex(values["checkpoint"]), "chosen": bytes.fromhex(values["chosen"]),
-                "secrets": secrets, "coefficients": coefficients}  # fmt: skip
+                "checkpoint": bytes.fromhex(values["checkpoint"]), "charge": values["charge"],
+                "chosen": bytes.fromhex(values["chosen"]), "secrets": secrets,
+                "coefficients": coefficients}  # fmt: skip
 
     def _send(self, who: bytes, label: str, body: bytes) -> str:
         return (lp("cloister/v1/" + label) + body + sign(who, label, body)).hex()
@@ -281,7 +282,8 @@ class Reference:
             sigma, beta = (site["secrets"][k].to_bytes(32, "little") for k in ("sigma", "beta"))
             site["mask"] = hkdf(sigma, self.ctx, "mask-key")
             site["publics"] = x25519(site["channel"], BASE), x25519(site["mask"], BASE)
-            own = lp(name) + b"".join(site["publics"]) + h("commit", self.ctx, name, beta) + lp(site["checkpoint"])
+            own = lp(name) + b"".join(site["publics"]) + h("commit", self.ctx, name, beta)
+            own += lp(site["checkpoint"]) + u64(site["charge"])
             self.messages["keys"][name] = self._send(site["id"], "keys", self.ctx + own)
             entries.append(own + sign(site["id"], "keys", self.ctx + own))
         self.h1 = h("u1", self.ctx, *entries)

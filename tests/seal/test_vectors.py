@@ -69,9 +69,9 @@ def test_the_reference_shares_no_code() -> None:
 
 
 def test_bad_vectors_are_refused_by_name(rig: Any) -> None:
-    known, carried = error_names(), load(TESTS / "vectors" / "generate.py").CARRIED
+    known, settings = error_names(), load(TESTS / "vectors" / "generate.py").REFUSED
     for bad in frozen("bad.json"):
-        federation = rig(sites=4, size=5, seed="bad", carried=carried)
+        federation = rig(**settings)
         if bad["phase"] == "receipt":
             federation.run()
         elif bad["phase"] != "open":

@@ -28,11 +28,23 @@ from cloister.vector.errors import PeerError
 FOLDER = Path(__file__).resolve().parent / "v1"
 CONFTEST = Path(__file__).resolve().parents[1] / "seal" / "conftest.py"
 STATE = bytes(range(32))  # digest of the state after the round
-CARRIED = {"basel": 2, "cork": 3, "delft": 3}  # in the round of messages that must be refused
+REFUSED = {
+    "sites": 4,
+    "size": 5,
+    "seed": "bad",
+    "carried": {"basel": 2, "cork": 3, "delft": 3},
+    "charges": {"delft": 5},
+}
 ROUNDS: dict[str, tuple[dict[str, Any], dict[str, list[str]]]] = {
     "round-4-sites-1-lost": ({"sites": 4, "size": 5}, {"masked": ["cork"]}),
     "round-5-sites-20-bits": (
-        {"sites": 5, "size": 4, "bits": 20, "carried": {"amsterdam": 2, "cork": 5, "delft": 5}},
+        {
+            "sites": 5,
+            "size": 4,
+            "bits": 20,
+            "carried": {"amsterdam": 2, "cork": 5, "delft": 5},
+            "charges": {"cork": 7},
+        },
         {"keys": ["basel"]},
     ),
     "round-6-sites-64-bits": ({"sites": 6, "size": 2, "bits": 64}, {"shares": ["delft"]}),
@@ -84,6 +96,7 @@ def round_vectors(name: str) -> dict[str, Any]:
         inputs["sites"][site] = {
             "identity": rig.identities[site].to_bytes().hex(),
             "checkpoint": rig.notes[site].hex(),
+            "charge": rig.charges.get(site, 0),
             "channel": drawn["channel"].hex(),
             "sigma": shamir.to_bytes(drawn["sigma"]).hex(),
             "beta": shamir.to_bytes(drawn["beta"]).hex(),
@@ -165,7 +178,7 @@ def bad_vectors() -> list[dict[str, str]]:
     module = _rig()
 
     def rig(phase: str) -> Any:
-        made = module.Rig(sites=4, size=5, seed="bad", carried=CARRIED)
+        made = module.Rig(**REFUSED)
         if phase == "receipt":
             made.run()
         elif phase != "open":
@@ -240,6 +253,12 @@ def _low_order(rig: Any, truth: KeyList) -> dict[str, Any]:
     return {"entries": (weak, *truth.entries[1:])}
 
 
+def _restored(rig: Any, truth: KeyList) -> dict[str, Any]:
+    """A site's ledger was put back, and the coordinator lets it by."""
+    older = replace(truth.entries[3], charge=4).signed(rig.identities["delft"])
+    return {"entries": (*truth.entries[:3], older)}
+
+
 ESSEN = Sharer("essen", bytes([15]))
 
 
@@ -263,6 +282,7 @@ LIES: list[tuple[str, str, Callable[[Any], bytes]]] = [
     ("shares", "bad_list_no_log", _lie(KeyList, lambda rig, truth: {"agreement": b""})),
     ("shares", "bad_list_old_log", _lie(KeyList, _older_head)),
     ("shares", "bad_list_other_log", _lie(KeyList, _forked)),
+    ("shares", "bad_list_old_ledger", _lie(KeyList, _restored)),
     ("shares", "bad_list_other_round", _lie(KeyList, lambda rig, truth: {"context": bytes(32)})),
     ("masked", "bad_ciphertexts_swapped", _lie(Ciphertexts, lambda r, t: {"ciphertexts": t.ciphertexts[::-1]})),
     ("masked", "bad_ciphertexts_recipient", lambda rig: rig.mail["basel"]),

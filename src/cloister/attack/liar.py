@@ -20,6 +20,7 @@ from cloister.coordinator.hub import Hub, Patience
 from cloister.coordinator.log import ReceiptLog
 from cloister.coordinator.store import Tx
 from cloister.seal import derive, labels
+from cloister.seal.charges import Charges
 from cloister.seal.log import Log
 from cloister.seal.merkle import leaf_hash
 from cloister.seal.messages import (
@@ -261,11 +262,11 @@ class LyingHub(Hub):
         self.lying_blobs = self.blobs = LyingBlobs(folder.path / "blobs")
         self.lying_log = self.log = LyingLog(self)
 
-    def seal_server(self, plan: Plan, roster: Roster, previous: bytes) -> SealServer:
+    def seal_server(self, plan: Plan, roster: Roster, previous: bytes, charges: Charges) -> SealServer:
         self.lying_blobs.swapped.clear()
         known = self.script.rounds.get((plan.run.hex(), plan.round))  # made anew after a failed write
         kind, act = (type(known), known.act) if known else self.script.next(plan)
-        machine = kind(plan, roster, self.identity, COORDINATOR, previous)
+        machine = kind(plan, roster, self.identity, COORDINATOR, previous, charges)
         if act == 0:
             self.lying_log.hidden.clear()
         machine.begin(self, act)

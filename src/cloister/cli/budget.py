@@ -23,11 +23,26 @@ def budget(
     export: Annotated[
         Path | None, typer.Option("--export", metavar="FILE", help="The accounts, signed by this site's key.")
     ] = None,
+    lost: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="After the folder was restored and the newest ledger is gone: take all charges up to N, the one that"
+            " the refusal names, for spent. Budgets are spent in full then, until policy.toml grants more.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What each dataset has spent of its privacy budget, over all jobs and coordinators."""
     from cloister.site import budget as site
 
+    if lost is not None:
+        from cloister.site.restore import write_off
+
+        told = write_off(folder, lost)
+        said = f"{told['lost']} charges that are missing count as spent: {', '.join(told['datasets'])}"
+        return finish(told, as_json, [said], f"cloister site budget {folder}")
     if plot is not None and plot.suffix not in SUFFIXES:
         raise UsageError(f"--plot {plot}: not one of {', '.join(SUFFIXES)}.", mend=f"Try {plot.with_suffix('.svg')}.")
     found = site.account(folder, over_time=plot is not None)
@@ -38,7 +53,7 @@ def budget(
     if export is not None:
         export.write_bytes(site.export(folder))
         lines.append(f"signed statement in [bold]{export}[/bold]")
-    finish(found, as_json, lines, "" if plot else f"cloister site budget {folder} --plot budget.svg")
+    return finish(found, as_json, lines, "" if plot else f"cloister site budget {folder} --plot budget.svg")
 
 
 def _accounts(found: Mapping[str, Any]) -> Any:

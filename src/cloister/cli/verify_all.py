@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,15 @@ from cloister.cli.evidence import ask_audits, counted, fetch_evidence, read_evid
 from cloister.cli.output import say, table
 from cloister.cli.verify import COLOURS, Asked, judged
 from cloister.round import Claim, Finding, Verdict
+from cloister.round.evidence import file_of
+from cloister.round.ledgers import Ledgers
+from cloister.seal.labels import fields
+from cloister.seal.log import Checkpoint
 from cloister.seal.merkle import leaf_hash
-from cloister.vector.errors import MalformedMessage, UsageError
+from cloister.seal.messages import KeyList, Keys
+from cloister.seal.receipt import Receipt
+from cloister.seal.roster import Roster
+from cloister.vector.errors import CloisterError, MalformedMessage, UsageError
 
 HASH_BYTES = 32
 LEAVES = "log/leaves"
@@ -66,7 +74,8 @@ def judge_all(
         for folder, asked in counted(list(folders.items()), "runs", quiet)
         for verdict, facts in [judged(folder, root, asked, site, True)]
     ]
-    return runs, *_whole_log(folders)
+    whole, found = _whole_log(folders)
+    return runs, whole, [*found, *_ledgers(folders)]
 
 
 def _whole_log(folders: Iterable[Path]) -> tuple[Claim, list[Finding]]:
@@ -93,6 +102,50 @@ def _whole_log(folders: Iterable[Path]) -> tuple[Claim, list[Finding]]:
         why = f"{unknown} of its {len(every)} receipts are of runs that are not here"
         return Claim("whole log", "not proven", why), []
     return Claim("whole log", "proven", f"each of its {len(every)} receipts is of a run that was replayed here"), []
+
+
+class _Shown(NamedTuple):
+    """The keys of one receipted round. known: how many receipts of the log were there when it was opened."""
+
+    place: int
+    known: int
+    where: str
+    file: str
+    keys: KeyList
+    survivors: tuple[str, ...]
+    roster: Roster
+
+    def known_to(self, site: Keys) -> int:
+        """How many were there when this site sent its keys: it carries the head that it had followed the log to."""
+        if not site.checkpoint:
+            return self.known
+        return max(self.known, Checkpoint.from_text(site.checkpoint.rpartition(b"\n\n")[0] + b"\n").size)
+
+
+def _ledgers(folders: Iterable[Path]) -> list[Finding]:
+    """Privacy ledgers that were put back to an older copy between two runs. Each verdict holds those of its own run;
+    what does not parse or is not signed is for it to tell."""
+    shown: list[_Shown] = []
+    for folder in folders:
+        with contextlib.suppress(CloisterError, IndexError, ValueError, StopIteration):
+            evidence, known = read_evidence(folder), 0
+            rosters = [Roster.from_bytes(fields(signed)[0]) for signed in evidence.rosters]
+            log = evidence.leaves or b""
+            leaves = [log[at : at + HASH_BYTES] for at in range(0, len(log), HASH_BYTES)]
+            for number, each in enumerate(evidence.rounds):
+                receipt, place = Receipt.from_bytes(fields(each.receipt)[0]), leaves.index(leaf_hash(each.receipt))
+                roster = next(roster for roster in rosters if roster.digest == receipt.roster)
+                file, where = file_of("keys", number), f"{folder.name}, round {receipt.plan.round}"
+                keys = KeyList.from_bytes(each.keys or b"")
+                shown.append(_Shown(place, known, where, f"{folder.name}/{file}", keys, receipt.u3, roster))
+                known = place + 1
+    ledgers, found = Ledgers(), list[Finding]()
+    for one in sorted(shown, key=lambda one: one.place):
+        key_of = partial(one.roster.key_of, role="site")
+        with contextlib.suppress(CloisterError):
+            for fault in ledgers.take(one.place, one.keys.entries, one.survivors, key_of, one.known_to):
+                found.append(Finding(fault.name, one.where, fault.message, fault.mend, fault.site, one.file))
+    return found
 
 
 def lines(runs: Sequence[Judged], whole: Claim, findings: Sequence[Finding]) -> list[Any]:

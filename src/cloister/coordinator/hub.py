@@ -10,6 +10,7 @@ from cloister.coordinator.folder import COORDINATOR, Folder
 from cloister.coordinator.log import ReceiptLog
 from cloister.coordinator.membership import Members
 from cloister.coordinator.presence import Presence, Signals, Traffic
+from cloister.seal.charges import Charges
 from cloister.seal.plan import Plan
 from cloister.seal.roster import Roster
 from cloister.seal.server import SealServer
@@ -66,9 +67,9 @@ class Hub:
     def close(self) -> None:
         self.store.close()
 
-    def seal_server(self, plan: Plan, roster: Roster, previous: bytes) -> SealServer:
-        """The seal machine of one round. Args: previous: digest of the run's last receipt."""
-        return SealServer(plan, roster, self.identity, COORDINATOR, previous)
+    def seal_server(self, plan: Plan, roster: Roster, previous: bytes, charges: Charges) -> SealServer:
+        """The seal machine of one round. Args: previous: digest of the run's last receipt. charges: least ones."""
+        return SealServer(plan, roster, self.identity, COORDINATOR, previous, charges)
 
     def letter(self, type: str, site: str, run: str, round: int, body: bytes) -> Callable[[int], bytes]:
         """A message for a mailbox, signed once its number is known."""

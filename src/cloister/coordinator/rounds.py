@@ -17,6 +17,7 @@ from typing import TypeVar
 from cloister.coordinator.hub import Hub, Stopping
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.coordinator.uploads import Uploads
+from cloister.job import Job
 from cloister.seal.masks import packed_bytes
 from cloister.seal.merkle import root_of
 from cloister.seal.messages import MaskedHeader, label_of, masked_header
@@ -45,15 +46,18 @@ Result = TypeVar("Result")
 
 
 class OpenRound:
-    """Attributes: plan. server: the seal machine. gone: sites that will not answer any more in this round, refused or
+    """Args: enough: how many masked vectors end the wait for them; None: those of all sites.
+
+    Attributes: plan. server: the seal machine. gone: sites that will not answer any more in this round, refused or
     restarted. seconds: how long each closed phase took. shown: messages 2 and 8, by the phase that they closed."""
 
-    def __init__(self, hub: Hub, run: Run, row: Round) -> None:
+    def __init__(self, hub: Hub, run: Run, row: Round, enough: int | None = None) -> None:
         self._hub, self.run, self.number = hub, run.id, row.number
         self.plan = Plan.from_bytes(row.plan)
         self._previous = bytes.fromhex(row.previous)
         self._roster = hub.members.at(run.roster)
-        self._bound = hub.store.look(lambda tx: tx.bound(run.id))
+        self._bound, self._charges = hub.store.look(lambda tx: (tx.bound(run.id), tx.charges()))
+        self._enough = enough
         self._lock = asyncio.Lock()  # close() works in another thread; no message may come in between
         self._headers: dict[str, MaskedHeader] = {}
         self.gone: set[str] = set()
@@ -64,9 +68,11 @@ class OpenRound:
 
     def _replayed(self) -> SealServer:
         """The machine as the transcript says it is."""
-        server = self._hub.seal_server(self.plan, self._roster, self._previous)
         key = (self.run, self.number)
         transcript, uploads = self._hub.store.look(lambda tx: (tx.transcript(*key), tx.uploads(*key)))
+        if transcript:  # what was taken was held against the charges before it
+            self._charges = {}
+        server = self._hub.seal_server(self.plan, self._roster, self._previous, self._charges)
         for kind, site, data in transcript:
             if kind == "close":
                 self._remember(server.phase, server.close(data))
@@ -200,11 +206,16 @@ class OpenRound:
             waiting = self.server.awaited() - self.server.answered() - self.gone
             live = [site for site in waiting if presence.is_live(site)]
             now = time.monotonic()
-            if not live or now >= deadline:
+            if not live or now >= deadline or self._full():
                 return
             horizon = min(deadline, *(presence.until(site) for site in live))
             await self._hub.signals.wait([f"run/{self.run}", "presence"], horizon - now)
         raise Stopping("the coordinator stops.")
+
+    def _full(self) -> bool:
+        """Whether those that were ready first are enough. After a void round its sites alone would do."""
+        waits = self._enough is not None and self.server.phase is Phase.MASKED and not self._bound
+        return waits and len(self.server.answered()) >= (self._enough or 0)
 
     def _check_bound(self) -> None:
         """Raises: TooFewSurvivors: the sites would refuse a survivor set other than that of the void round before."""
@@ -229,6 +240,8 @@ class OpenRound:
                 tx.append(self.run, self.number, "close", "", agreement)
                 if phase is Phase.MASKED:
                     tx.set_round(self.run, self.number, survivors=json.dumps(self.server.u3))
+                if phase in (Phase.KEYS, Phase.MASKED):
+                    tx.raise_charges(self.server.charges())
                 for site, body in outgoing.items():
                     tx.mail(site, self._hub.letter(MAIL[phase], site, self.run, self.number, body))
                 missing = sorted(awaited - answered)
@@ -257,6 +270,11 @@ class OpenRound:
             return {site: after[site] - before[site] for site in self.plan.sites}
 
         return {"bytes_up": since(up, before_up), "bytes_down": since(down, before_down)}
+
+
+def enough_for(job: Job, task: str, asked: int) -> int:
+    """How many answers to a question of this task a round waits for, of so many sites."""
+    return job.algorithm.enough(asked) if task == "train" else asked
 
 
 def little_endian(words: Words) -> memoryview:

@@ -159,6 +159,19 @@ class Tx:
         window = window.accept(seq, sender)
         self._run(Hot.accept, {"id": sender, "highest": window.highest, "seen": f"{window.seen:x}"})
 
+    def charges(self) -> dict[bytes, int]:
+        """By the public key of a site, the least number that it may say next for a charge of its ledger."""
+        return {row.key: row.least for row in self._run(select(t.charge))}
+
+    def raise_charges(self, charges: Mapping[bytes, int]) -> None:
+        """Keeps what a round showed of the sites' ledgers; smaller numbers change nothing."""
+        rows = [{"key": key, "least": number} for key, number in charges.items()]
+        if rows:
+            raised = upsert(t.charge)
+            larger = raised.excluded.least > t.charge.c.least
+            raised = raised.on_conflict_do_update(["key"], set_={"least": raised.excluded.least}, where=larger)
+            self._run(raised, rows)
+
     def mail(self, site: str, make: Callable[[int], bytes]) -> None:
         """Puts a message into a site's mailbox. Args: make: the envelope, given its number."""
         number = (self._run(Hot.head, {"site": site}).scalar() or 0) + 1

@@ -47,6 +47,14 @@ sender = Table(
     Column("seen", Text, nullable=False),
 )
 
+# by a site's public key, the least number that it may say next for a charge of its privacy ledger (`seal.charges`)
+charge = Table(
+    "charge",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),
+    Column("least", BigInteger, nullable=False),
+)
+
 # what a site offers, as it last said
 catalogue = Table(
     "catalogue",

@@ -14,7 +14,7 @@ masked: see `verdict.BEYOND`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from cloister.job import Job
@@ -29,6 +29,7 @@ from cloister.round.checks import (
     vouches_for_itself,
 )
 from cloister.round.evidence import SIMULATION, Evidence, file_of
+from cloister.round.ledgers import Ledgers
 from cloister.round.program import Program
 from cloister.round.replay import check_total, make_program, next_state, replayed
 from cloister.round.verdict import BEYOND, Claim, Finding, Outcome, Verdict, count
@@ -36,9 +37,10 @@ from cloister.seal import audit, merkle
 from cloister.seal.identity import fingerprint_words
 from cloister.seal.labels import ZERO32
 from cloister.seal.log import Checkpoint
+from cloister.seal.messages import Keys
 from cloister.seal.roster import Roster, TrustedRoster
 from cloister.vector import State, digest
-from cloister.vector.errors import BadModel, BadSum, CloisterError, StaleReceipt
+from cloister.vector.errors import BadModel, BadSum, CloisterError, LedgerRolledBack, StaleReceipt
 
 HASH_BYTES = 32
 
@@ -62,6 +64,7 @@ class _Replay:
         self._rosters: dict[bytes, Roster] = {}
         self._rounds: list[ReceiptedRound] = []
         self._cosigners: frozenset[str] = frozenset()
+        self._ledgers, self._fallen = Ledgers(), list[tuple[ReceiptedRound, LedgerRolledBack]]()
 
     def verdict(self) -> Verdict:
         self._follow_rosters()
@@ -76,6 +79,7 @@ class _Replay:
             self._replay_model,
             self._check_audits,
             self._check_log,
+            self._check_ledgers,
         )
         for step in steps:
             step()
@@ -337,6 +341,26 @@ class _Replay:
             enough=self._complete and newest > 0 and bool(log),
         )
 
+    def _follow_ledgers(self, each: ReceiptedRound, keys: Sequence[Keys]) -> None:
+        """In one run every round opens after the one before it was receipted."""
+        fallen = self._ledgers.take(
+            each.place, keys, each.receipt.u3, lambda site: each.roster.key_of(site, "site"), lambda said: each.place
+        )
+        self._fallen += [(each, fault) for fault in fallen]
+
+    def _check_ledgers(self) -> None:
+        """The keys of all rounds were read with the log."""
+        before = len(self._findings)
+        for each, fault in self._fallen:
+            self._found(fault, each.where, each.file("keys"))
+        self._claim(
+            "ledgers",
+            before,
+            "no site's privacy ledger was put back: its charges were counted on in every round",
+            "the sites' keys are not all there, or they keep no privacy ledgers",
+            enough=self._complete and self._ledgers.said and all(each.evidence.keys for each in self._rounds),
+        )
+
     def _heads(self) -> list[tuple[Checkpoint, str, str]]:
         """Checkpoints, where they were found, and in which file: the coordinator's, and those that sites carried."""
         found: list[tuple[Checkpoint, str, str]] = []
@@ -350,7 +374,9 @@ class _Replay:
             self._told(f"keys of {each.where}")
             if each.evidence.keys is not None:
                 with self._finding(each.where, each.file("keys")):
-                    for entry in audit.key_entries(each.evidence.keys, each.receipt, each.roster):
+                    entries = audit.key_entries(each.evidence.keys, each.receipt, each.roster)
+                    self._follow_ledgers(each, entries)
+                    for entry in entries:
                         if entry.checkpoint:
                             head, _ = checkpoint(entry.checkpoint, self._rosters)
                             found.append((head, f"{each.where}, keys of {entry.site}", each.file("keys")))

@@ -19,12 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.seal import derive, labels, shamir
 from cloister.seal.buckets import check_buckets, partition
+from cloister.seal.charges import Charges, charges_after, check_charge
 from cloister.seal.graph import draw, mark
 from cloister.seal.identity import Identity, Randomness
 from cloister.seal.log import Agreement, LogView, origin_of
@@ -101,8 +103,10 @@ class SealClient:
       last_round, last_receipt: of this run: the last round that this site saw, and the digest of the last receipt it
         verified; -1 and ZERO32 before the first.
       checkpoint: of the coordinator's log: the newest one that this site verified (`LogView.note`), b"" before that.
+      charge: as which charge of this site's privacy ledger an answer will be paid, 0 without one.
+      least: the least such numbers of other sites (see `charges`), as known when the round was announced.
     Attributes: phase. plan: after `open`. receipt: after message 10. log: what this site knows of the log; moves on
-      with message 2, to be kept durably then.
+      with message 2, to be kept durably then. charges: what messages 2 and 6 showed of the sites' ledgers.
     Raises: MalformedMessage, BadSignature, StaleReceipt: a checkpoint that this coordinator never signed.
     """
 
@@ -122,6 +126,8 @@ class SealClient:
         last_round: int = -1,
         last_receipt: bytes = labels.ZERO32,
         checkpoint: bytes = b"",
+        charge: int = 0,
+        least: Charges = MappingProxyType({}),
     ) -> None:
         self.site, self.phase = site, SitePhase.NEW
         self.receipt: Receipt | None = None
@@ -130,6 +136,8 @@ class SealClient:
         self._journal, self._randomness = journal, randomness
         self._min_survivors, self._colluders = max(MIN_SITES, min_survivors), assume_colluders
         self._last_round, self._last_receipt = last_round, last_receipt
+        self._charge, self._least = charge, least
+        self.charges: dict[bytes, int] = {}
         self._heard: set[str] = set()  # labels of the messages that `receive` took
         self._answers: dict[bytes, bytes | None] = {}  # digest of a message -> what was answered
         self._own: Keys
@@ -193,6 +201,7 @@ class SealClient:
             mask.public_key().public_bytes_raw(),
             derive.commitment(self._context, self.site, beta),
             self.log.note,
+            self._charge,
         ).signed(self._identity)
         answer = own.to_bytes()
         self._once("open", self._context + digest(answer))
@@ -263,9 +272,11 @@ class SealClient:
         self._check(message)
         entries, sites = message.entries, tuple(entry.site for entry in message.entries)
         for entry in entries:
-            entry.verify(self._roster.key_of(entry.site, "site"), entry.site)
+            key = self._roster.key_of(entry.site, "site")
+            entry.verify(key, entry.site)
             if entry.site not in self.plan.sites:
                 raise KeyListConflict("the list of keys has a site that the plan's cohort has not", site=entry.site)
+            check_charge(entry, key, self._least)
         if self._own not in entries:
             raise KeyListConflict("the list of keys omits or alters this site's own", site=self.site)
         if len({key for entry in entries for key in (entry.channel, entry.mask)}) != 2 * len(entries):
@@ -292,6 +303,7 @@ class SealClient:
         answer = Shares(self._context, h1, self.site, bitmap, tuple(ciphertexts)).signed(self._identity).to_bytes()
         self._u1, self._buckets, self._h1, self.log = sites, buckets, h1, log
         self._list, self._chosen = data, bitmap
+        self.charges = charges_after(entries, (), self._key_of)
         self._inbound, self._shares = inbound, {self.site: dealt[self.site]} if self.site in dealt else {}
         return answer
 
@@ -419,6 +431,8 @@ class SealClient:
         self._journal.once(f"{run}/query/{self.plan.query.hex()}/survivors", names)
         self._once("survivors", u3_digest)
         self._u3, self._u3_digest, self._uploads = sites, u3_digest, entries
+        paid = {self._key_of(site) for site in sites}
+        self.charges = {key: number + (key in paid) for key, number in self.charges.items()}
         return answer
 
     def _consistency(self, data: bytes) -> bytes:
@@ -454,6 +468,9 @@ class SealClient:
         if signed != [(each.site, each.root, each.signature) for each in self._uploads]:
             raise StaleReceipt(f"the receipt of round {self.plan.round} has other uploads than this site agreed to.")
         self.receipt = receipt
+
+    def _key_of(self, site: str) -> bytes:
+        return self._roster.key_of(site, "site")
 
     def _once(self, kind: str, value: bytes) -> None:
         self._journal.once(f"{self.plan.run.hex()}/{self.plan.round}/{kind}", value)

@@ -16,7 +16,7 @@ A site follows the log in a `LogView`. It moves only along consistency proofs, a
 of its place (`Entry`, which travels behind message 10). So that the coordinator cannot show two sites two logs, sites
 carry their checkpoints to each other:
 
-    message 1  Keys     gets a last field LP(note): the newest checkpoint that the site has verified, with the
+    message 1  Keys     has a field LP(note): the newest checkpoint that the site has verified, with the
                         coordinator's signature only, empty before the first. It is under the site's signature; the
                         coordinator refuses one that it did not sign itself (a site's lie stops no round).
     message 2  KeyList  shows these notes, as they are part of its entries, and gets a last field LP(Agreement): the

@@ -28,6 +28,7 @@ MAX_NAME_BYTES = 63  # of a site's id, as a DNS label
 MAX_PLAN_BYTES = 1 << 20  # a plan names a layout and a cohort; a longer one is an attack
 PART_BYTES = 1 << 22  # a masked vector travels in parts of 4 MiB, as S3 takes them from 5 MiB and browsers from 1
 CIPHERTEXT_BYTES = 32 + 32 + 16  # two shares and the tag
+MAX_CHARGE = 1 << 62  # of a ledger, so that who keeps the next one needs no more than 64 bits
 MAX_CHECKPOINT_BYTES = 512  # a head of the log with the coordinator's signature alone has some 300
 MAX_BITMAP_BYTES = 1 << 13  # over more sites than any plan may have
 MAX_AGREEMENT_BYTES = 1 << 22  # a consistency proof from the heads of all sites: 4 KiB each, most are the same
@@ -174,12 +175,14 @@ class Keys(Message):
     mask: bytes  # X25519 public key s_pk: pairwise masks come from it
     commitment: bytes
     checkpoint: bytes = b""  # the newest head of the log that it verified (a note, see `log`)
+    charge: int = 0  # as which charge of its privacy ledger it will pay for this round (see `charges`)
 
     def body(self) -> bytes:
         return self.context + self._own()
 
     def _own(self) -> bytes:
-        return _name(self.site) + self.channel + self.mask + self.commitment + lp(self.checkpoint)
+        fixed = _name(self.site) + self.channel + self.mask + self.commitment
+        return fixed + lp(self.checkpoint) + self.charge.to_bytes(8, "big")
 
     def entry(self) -> bytes:
         """What a KeyList holds of it."""
@@ -192,8 +195,11 @@ class Keys(Message):
     @classmethod
     def read_entry(cls, reader: Reader, context: bytes) -> Self:
         site, channel, mask, commitment = reader.name(), reader.take(32), reader.take(32), reader.take(32)
-        checkpoint = reader.prefixed(MAX_CHECKPOINT_BYTES)
-        return cls(context, site, channel, mask, commitment, checkpoint, signature=reader.take(SIGNATURE_BYTES))
+        checkpoint, charge = reader.prefixed(MAX_CHECKPOINT_BYTES), reader.number(8)
+        if charge >= MAX_CHARGE:
+            raise MalformedMessage(f"the charge {charge} of a ledger")
+        signature = reader.take(SIGNATURE_BYTES)
+        return cls(context, site, channel, mask, commitment, checkpoint, charge, signature=signature)
 
 
 @dataclass(frozen=True)

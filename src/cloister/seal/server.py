@@ -18,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, combinations, islice, product
+from types import MappingProxyType
 
 import numpy as np
 
 from cloister.seal import derive, labels, shamir
 from cloister.seal.audit import Opening
 from cloister.seal.buckets import least, partition
+from cloister.seal.charges import Charges, charges_after, check_charge
 from cloister.seal.graph import check_choice
 from cloister.seal.identity import Identity
 from cloister.seal.log import open_checkpoint, origin_of
@@ -82,6 +84,7 @@ class SealServer:
 
     Args: plan: of the round. roster: the current one. identity, coordinator: who signs.
       previous_receipt: digest of the run's last receipt, ZERO32 before the first.
+      charges: the least numbers of the sites' charges, as known when the round was opened (see `charges`).
     Attributes: phase. u1, u2, u3: who sent keys, shared, and survived, once each phase is closed. blamed: BadShare
       errors, each naming a site whose share did not fit (set when the sum opens in spite of them).
     Raises: NotInRoster: a site of the plan, or the coordinator, is not in the roster. ContextMismatch: another
@@ -89,7 +92,13 @@ class SealServer:
     """
 
     def __init__(
-        self, plan: Plan, roster: Roster, identity: Identity, coordinator: str, previous_receipt: bytes
+        self,
+        plan: Plan,
+        roster: Roster,
+        identity: Identity,
+        coordinator: str,
+        previous_receipt: bytes,
+        charges: Charges = MappingProxyType({}),
     ) -> None:
         if plan.federation != roster.federation:
             raise ContextMismatch(f"a plan of {plan.federation!r} under the roster of {roster.federation!r}")
@@ -97,7 +106,7 @@ class SealServer:
             raise NotInRoster(f"the key at hand is not the one that the roster has for {coordinator!r}.")
         self._member_keys = {site: roster.key_of(site, "site") for site in plan.sites}
         self.plan, self._roster, self._identity, self._previous = plan, roster, identity, previous_receipt
-        self.phase = Phase.KEYS
+        self.phase, self._least = Phase.KEYS, charges
         self.context = derive.round_context(plan, roster.digest, previous_receipt)
         self.u1: tuple[str, ...] = ()
         self.u2: tuple[str, ...] = ()
@@ -189,6 +198,7 @@ class SealServer:
     def _take_keys(self, site: str, data: bytes) -> None:
         message = Keys.from_bytes(data)
         self._authentic(message, message.site, site)
+        check_charge(message, self._member_keys[site], self._least)
         taken = {key for keys in self._keys.values() for key in (keys.channel, keys.mask)}
         if message.channel == message.mask or taken & {message.channel, message.mask}:
             raise KeyListConflict("a public key that another one repeats")
@@ -281,6 +291,10 @@ class SealServer:
     def checkpoints(self) -> dict[str, bytes]:
         """By site, the note of the log that its keys carried, b"" for none: what an agreement must cover."""
         return {site: keys.checkpoint for site, keys in self._keys.items()}
+
+    def charges(self) -> dict[bytes, int]:
+        """What the keys and masked vectors of this round show of the sites' ledgers."""
+        return charges_after(self._keys.values(), self._masked, self._member_keys.__getitem__)
 
     def close(self, agreement: bytes = b"") -> dict[str, bytes]:
         """Ends this phase: what to send to each recipient (nothing after the last one).

@@ -17,7 +17,14 @@ from cloister.site.ledger import Ledger
 from cloister.site.rosters import Rosters
 from cloister.site.settings import SiteFolder, SiteSettings
 from cloister.vector import CloisterError, digest
-from cloister.vector.errors import ContextMismatch, EnvironmentFailure, StaleReceipt, StorageFull, Unreachable
+from cloister.vector.errors import (
+    ContextMismatch,
+    EnvironmentFailure,
+    LedgerRolledBack,
+    StaleReceipt,
+    StorageFull,
+    Unreachable,
+)
 from cloister.wire import CoordinatorClient
 from cloister.wire.api import Refusal, Scope
 
@@ -33,7 +40,7 @@ class TurnedAway(Exception):
 def _turned_away() -> Iterator[None]:
     try:
         yield
-    except (Unreachable, ContextMismatch):
+    except (Unreachable, ContextMismatch, LedgerRolledBack):
         raise
     except CloisterError as answer:
         raise TurnedAway(str(answer)) from None
@@ -69,7 +76,8 @@ class Desk:
         if noted and not ledger.holds(noted[-1].facts["charge"]):
             raise EnvironmentFailure(
                 "the privacy ledger lacks a charge that the journal knows of: an older copy was put in its place.",
-                mend="Put the newest copy back; this site answers no round without it.",
+                mend="Put the newest copy back, or `cloister site budget FOLDER --lost 0` takes what is missing for"
+                " spent; until then this site answers no round.",
             )
         return ledger
 

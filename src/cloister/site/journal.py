@@ -4,7 +4,8 @@
     log         append-only and hash-chained: everything asked, answered, refused and approved
     receipt     verified receipts, one chain per run; place: in the coordinator's log, once it has proven that
     head        the newest head of that log that this site has verified
-    counter     the sequence number of the last envelope, and how far the mailbox was read
+    counter     the sequence number of the last envelope, how far the mailbox was read, and of each site's key the
+                least number that it may say for a charge of its ledger (`seal.charges`)
 
 Promises and receipts are on the disk when the call returns (synchronous=FULL), so a site that is killed at any moment
 signs nothing twice. The log is safe from a kill at once, and from a power failure with the next promise. Triggers
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,7 +46,7 @@ SLOTS: dict[str, type[PeerError]] = {  # by the word that says what a slot guard
     "survivors": SurvivorSetConflict,
     "unmask": RoundReplayed,
 }
-COUNTERS = ("mailbox", "rounds", "sequence")
+COUNTERS = ("charges", "mailbox", "rounds", "sequence")
 SCHEMA = """
 CREATE TABLE slot (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -199,6 +200,10 @@ class Journal:
 
     # --- counters ---
 
+    def skip_sequence(self) -> None:
+        """Leaves the rest of the reserved numbers out: a journal that was put back to an older copy repeats them."""
+        self._next_sequence = self._reserved
+
     def next_sequence(self) -> int:
         """A number larger than any this site ever used, over restarts too."""
         if self._next_sequence >= self._reserved:
@@ -219,6 +224,19 @@ class Journal:
         with self._transaction(f"counter.{_counted(name)}", synchronous):
             if value > self._counter(name):
                 self._set_counter(name, value)
+
+    def charges(self) -> dict[bytes, int]:
+        """By the public key of a site, the least number that it may say for a charge of its ledger."""
+        with self._lock, self._translated():
+            rows = self._db.execute("SELECT name, value FROM counter WHERE name GLOB '*/charges'").fetchall()
+        return {bytes.fromhex(name.partition("/")[0]): value for name, value in rows}
+
+    def raise_charges(self, charges: Mapping[bytes, int]) -> None:
+        """Writes down what a round showed of the sites' ledgers; smaller numbers change nothing."""
+        with self._transaction("counter.charges", "NORMAL"):
+            for key, number in charges.items():
+                if number > self._counter(name := f"{key.hex()}/charges"):
+                    self._set_counter(name, number)
 
     def _counter(self, name: str) -> int:
         row = self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()

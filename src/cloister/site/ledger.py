@@ -5,8 +5,9 @@ neither for a void round nor for a crash between the charge and the answer. The 
 epsilon: that is computed anew from all events of the dataset, over all jobs and coordinators, each time.
 
 Rows are chained by their hashes. The journal notes each one's hash too, so that a ledger which was put back to an
-older copy is noticed; where a folder has several federations' agents beside each other, `ledger` in site.toml shares
-one file.
+older copy is noticed; if the whole folder was, the federation notices by the number of its charges that the site says
+in its keys (`seal.charges`). Where a folder has several federations' agents beside each other, `ledger` in site.toml
+shares one file.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Charge:
       dataset: the key of the ledger, see `dataset_key`. name: as the job calls it.
       unit: whose presence the events are about: "rows", "sites" or "none".
       events: what the answer released; None: an exact sum, which no event bounds.
-      run, round: hex id and number. job: digest, hex.
+      run, round: hex id and number. job: digest, hex. federation: whose round it was.
+      counts: how many of that federation's charges this one is: 1, or those that a restored ledger lacked.
       at: ISO 8601, UTC. number, hash: its place in the chain. All three are the ledger's own.
     """
 
@@ -65,6 +67,8 @@ class Charge:
     run: str
     round: int
     job: str
+    federation: str = ""
+    counts: int = 1
     at: str = ""
     number: int = 0
     hash: str = ""
@@ -72,7 +76,8 @@ class Charge:
     def body(self, number: int, at: str) -> bytes:
         events = None if self.events is None else events_as_json(self.events)
         told = {"number": number, "at": at, "dataset": self.dataset, "name": self.name, "unit": self.unit}
-        return canonical({**told, "events": events, "run": self.run, "round": self.round, "job": self.job})
+        told |= {"events": events, "run": self.run, "round": self.round, "job": self.job}
+        return canonical({**told, "federation": self.federation, "counts": self.counts})
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,10 @@ class Ledger:
         entries = self.entries()
         return entries[-1].hash if entries else ZERO.hex()
 
+    def charges(self, federation: str) -> int:
+        """How many rounds of this federation were paid, those included that are known by their number alone."""
+        return sum(each.counts for each in self.entries() if each.federation == federation)
+
     def holds(self, hash: str) -> bool:
         """Whether a charge with this hash is in the ledger: if it was and is not, the ledger was put back."""
         return hash == ZERO.hex() or any(each.hash == hash for each in self.entries())
@@ -231,6 +240,7 @@ def _read(number: int, body: bytes, chained: bytes) -> Charge:
         data: dict[str, Any] = json.loads(body)
         events = None if data["events"] is None else tuple(events_from_json(data["events"]))
         told = {key: data[key] for key in ("dataset", "name", "unit", "run", "round", "job", "at", "number")}
-        return Charge(events=events, hash=chained.hex(), **told)
+        of, counts = data.get("federation", ""), data.get("counts", 1)  # the first ledgers did not say
+        return Charge(events=events, hash=chained.hex(), federation=of, counts=counts, **told)
     except (ValueError, KeyError, TypeError, RecursionError) as fault:
         raise EnvironmentFailure(f"entry {number} of the ledger does not parse: {type(fault).__name__}.") from None

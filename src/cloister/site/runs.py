@@ -11,7 +11,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from cloister.vector.errors import (
     DataError,
     EnvironmentFailure,
     JobError,
+    LedgerRolledBack,
     PolicyRefused,
     StaleReceipt,
     TaskError,
@@ -93,10 +94,12 @@ class SiteRun:
         self._accepted: Accepted | None = None
         self._unfit: CloisterError | None = None  # why this site takes no part in the whole run
         self._round: Round | None = None
+        self._charges: Mapping[bytes, int] = {}  # of other sites' ledgers, as known when the newest round came
         self._review: asyncio.Task[None] | None = None  # waits for the steward's verdict
         self._worker: asyncio.Task[Worker] | None = None
         self._memory = RunMemory(desk.folder.root / "memory" / run, desk.site)
-        self._training: tuple[bytes, asyncio.Task[Answer]] | None = None  # by query: a voided round's serves again
+        # the question, its answer, and its name: of a voided round it serves again
+        self._training: tuple[Query, asyncio.Task[Answer], bytes] | None = None
         self._steps: dict[str, Callable[[Envelope], Awaitable[None]]] = {
             "job": self._announced,
             "open": self._opened,
@@ -118,6 +121,8 @@ class SiteRun:
             self._journal.once(f"{self.run}/notice", envelope.body)
         elif envelope.type == "receipt":
             self._keep_receipt(envelope.body)
+        elif envelope.type == "open":
+            self._charges = self._journal.charges()
         self._mail.put_nowait(envelope)
 
     async def work(self) -> None:
@@ -241,7 +246,8 @@ class SiteRun:
         accepted = await self._accept()
         await self._desk.follow_log(bytes.fromhex(self.run))  # what a crash left open, before it takes part again
         policy = self._policy()
-        seal = self._new_seal(accepted, policy)
+        number = 1 + await asyncio.to_thread(self._desk.ledger.charges, self._desk.settings.federation)
+        seal = self._new_seal(accepted, policy, number)
         plan = seal.open(envelope.body)
         if (plan.run.hex(), plan.round) != (self.run, envelope.round) or plan.job != accepted.job.digest:
             raise ContextMismatch("the plan is of another run, round or job than its envelope and its announcement.")
@@ -260,6 +266,8 @@ class SiteRun:
         query = Query.from_bytes(data)
         if (query.sealed_layout, query.max_rows, query.buckets) != (plan.layout, plan.max_rows, plan.buckets):
             raise ContextMismatch("the query asks for another vector than the plan announces.")
+        if not query.admits(plan.sites):
+            raise ContextMismatch("the plan asks other sites than the query names.")
         if type(query.config.get("step")) is not int:
             raise ContextMismatch("the query does not say which step of the program it is.")
         charge = await asyncio.to_thread(self._cost, accepted, query, plan.round)
@@ -279,6 +287,8 @@ class SiteRun:
         if round is None:
             return
         reply = round.seal.receive(envelope.body)
+        if envelope.type in ("keylist", "survivors"):
+            self._journal.raise_charges(round.seal.charges)
         if envelope.type == "ciphertexts":
             if round.sealing is None:
                 round.sealing = self._tasks.create_task(self._guarded(self._contribute(round), round.plan.round))
@@ -301,6 +311,8 @@ class SiteRun:
             raise
         receipt = round.seal.receipt
         if receipt is not None:
+            if self._desk.site in receipt.u3:
+                self._training = None  # handed in
             seconds = time.monotonic() - round.began
             survivors = len(receipt.u3)
             self._desk.tell("receipt", run=self.run, round=round.plan.round, survivors=survivors, seconds=seconds)
@@ -323,14 +335,18 @@ class SiteRun:
     # --- training and sealing
 
     def _train(self, name: bytes, query: Query, data: bytes) -> None:
-        """Starts training for `query`, unless that runs already or has an answer."""
-        if self._training is not None and self._training[0] == name:
-            known = self._training[1]
-            if not known.done() or (not known.cancelled() and known.exception() is None):
+        """Starts training for `query`, unless that runs already or has an answer, or one under way serves as well."""
+        if self._training is not None:
+            begun, known, asked = self._training
+            failed = known.done() and (known.cancelled() or known.exception() is not None)
+            if not failed and (asked == name or self._serves(begun, query)):
                 return
         task = asyncio.create_task(self._answer(query, data, self._stop_training()))
-        self._training = (name, task)
+        self._training = (query, task, name)
         self._tasks.create_task(self._watch(task))
+
+    def _serves(self, begun: Query, query: Query) -> bool:
+        return self._accepted is not None and self._accepted.job.algorithm.serves(begun, query)
 
     async def _answer(self, query: Query, data: bytes, before: asyncio.Task[Answer] | None) -> Answer:
         """Args: before: a training that was stopped: its worker is on its way out, and must not be asked any more."""
@@ -355,12 +371,16 @@ class SiteRun:
 
     async def _contribute(self, round: Round) -> None:
         assert self._training is not None
-        task = self._training[1]
+        begun, task, _ = self._training
         await asyncio.wait({task})
         if task.cancelled() or task.exception() is not None:
             return  # `_watch` tells why
+        answer = task.result()
+        if begun is not round.query and self._accepted is not None:
+            aged = self._accepted.job.algorithm.aged(answer.values, begun, round.query)
+            answer = replace(answer, values=aged)
         try:
-            words = await asyncio.to_thread(contribute, task.result(), round.query, round.plan.coder)
+            words = await asyncio.to_thread(contribute, answer, round.query, round.plan.coder)
         except TaskError as fault:
             raise self._in_our_words(fault) from None
         charged = await asyncio.to_thread(self._desk.ledger.charge, round.charge, self._limit(round.charge))
@@ -374,8 +394,16 @@ class SiteRun:
         """What this round's answer releases. Raises: ContextMismatch: more than the job's privacy allows."""
         job, source = accepted.job, accepted.data
         events = None if job.privacy is None else tuple(private.check(job, query))
-        key = dataset_key(source.where, source.unit)
-        return Charge(key, job.data.name, privacy_unit(job), events, self.run, number, accepted.notice.job)
+        return Charge(
+            dataset=dataset_key(source.where, source.unit),
+            name=job.data.name,
+            unit=privacy_unit(job),
+            events=events,
+            run=self.run,
+            round=number,
+            job=accepted.notice.job,
+            federation=self._desk.settings.federation,
+        )
 
     def _limit(self, charge: Charge) -> Limit | None:
         """Read anew each time, as the policy is."""
@@ -425,7 +453,7 @@ class SiteRun:
         denied = {job: said["reason"]} if said and said["verdict"] == "denied" else {}
         return desk.folder.policy().as_policy(approved, denied, desk.settings.units)
 
-    def _new_seal(self, accepted: Accepted, policy: Policy) -> SealClient:
+    def _new_seal(self, accepted: Accepted, policy: Policy, charge: int) -> SealClient:
         return SealClient(
             self._desk.site,
             self._desk.identity,
@@ -438,6 +466,8 @@ class SiteRun:
             last_round=self._journal.counter(f"{self.run}/rounds") - 1,
             last_receipt=self._journal.last_receipt(bytes.fromhex(self.run))[1],
             checkpoint=self._journal.head(),
+            charge=charge,
+            least=self._charges,
         )
 
     def _keep_receipt(self, data: bytes) -> None:
@@ -499,7 +529,8 @@ class SiteRun:
 
     async def _refuse(self, fault: CloisterError, round: int | None) -> None:
         self._end_round()
-        whole_run = round is None or isinstance(fault, DataError | JobError) or fault is self._unfit
+        old_ledger = isinstance(fault, LedgerRolledBack) and fault.site == self._desk.site  # its own
+        whole_run = round is None or isinstance(fault, DataError | JobError) or fault is self._unfit or old_ledger
         if whole_run:
             self._unfit = fault
         await self._desk.refuse(fault, self.run, round, whole_run=whole_run)

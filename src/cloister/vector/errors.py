@@ -31,6 +31,7 @@
         ├── PlanRefused            the plan contradicts itself or the site's limits
         ├── TooFewSites            fewer sites than a sum may have (n = 2 is refused)
         ├── ThresholdTooLow        a threshold under the one the site computed itself
+        ├── LedgerRolledBack       a site's privacy ledger that lacks charges which were seen before
         ├── KeyListConflict        the key list omits or alters this site, or repeats a key
         ├── BadCiphertext          a share that does not open, or for someone else
         ├── BadShare               a share that contradicts the commitment; names the culprit
@@ -205,6 +206,10 @@ class TooFewSites(PeerError):
 
 
 class ThresholdTooLow(PeerError):
+    pass
+
+
+class LedgerRolledBack(PeerError):
     pass
 
 
