@@ -9,8 +9,10 @@ site answered twice, and no journal has less than before.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +29,21 @@ from cloister.site.journal import Journal
 from cloister.site.settings import write_private
 from cloister.vector import crash
 
-from .points import ALONE, BEGIN, COMMAND, DEATHS, END, REFUSAL, RESTART, ROUND, START, VOID, points, wishes
+from .points import (
+    ALONE,
+    BEGIN,
+    COMMAND,
+    DEATHS,
+    END,
+    REFUSAL,
+    RESTART,
+    ROUND,
+    SOURCE,
+    START,
+    VOID,
+    points,
+    wishes,
+)
 from .world import SITES, Promises, World, kept, make_job, promises, write_table
 
 ALL = os.environ.get("FAULTS") == "all"
@@ -58,6 +74,47 @@ def chosen(side: str, *how: str) -> list[str]:
 def test_every_point_is_died_at() -> None:
     assert points() == set(DEATHS), "say in points.py how a new point is come by"
     assert set(SOME) <= {wish for side in ("site", "coordinator") for wish in wishes(side, ROUND)}
+
+
+def test_no_write_goes_past_the_points() -> None:
+    """Every function of a site or the coordinator that writes a file or commits has a point, or a reason."""
+    assert set(past_the_points()) == {
+        "coordinator/folder.py:_write_certificate",  # `init`: the settings come last, and with them the folder is one
+        "coordinator/folder.py:init_coordinator",
+        "coordinator/folder.py:write_key",
+        "coordinator/serve.py:_locked",  # a lock
+        "coordinator/store.py:Store.__init__",  # migrations, each a transaction
+        "site/reader.py:main",  # what a database answered, for one worker
+        "site/worker.py:_private_pipe",  # a pipe
+    }
+
+
+def past_the_points() -> Iterator[str]:
+    for path in (path for room in ("site", "coordinator") for path in (SOURCE / room).rglob("*.py")):
+        for name, function in functions(ast.parse(path.read_text())):
+            calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+            if any(map(writes, calls)) and not any(called(call) == "durable" for call in calls):
+                yield f"{path.relative_to(SOURCE)}:{name}"
+
+
+def functions(node: ast.AST, within: str = "") -> Iterator[tuple[str, ast.AST]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield within + child.name, child
+        yield from functions(child, f"{within}{child.name}." if isinstance(child, ast.ClassDef) else within)
+
+
+def called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def writes(call: ast.Call) -> bool:
+    constants = [str(each.value) for each in call.args if isinstance(each, ast.Constant)]
+    opens = called(call) in ("open", "fdopen") and any(
+        re.fullmatch("[rwax+b]*[wax+][b+]*", each) for each in constants
+    )
+    commits = called(call) == "execute" and "COMMIT" in constants
+    return opens or commits or called(call) in ("write_bytes", "write_text", "replace_file", "commit")
 
 
 def test_a_wish_that_is_no_point_is_refused() -> None:
