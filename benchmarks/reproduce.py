@@ -14,7 +14,7 @@ from importlib import import_module
 from reproductions.table import DATA, ROOT, table
 
 PAGE = ROOT / "docs" / "reproductions.md"
-KNOWN = ("banks", "heart", "mnist", "robust", "tcga")
+KNOWN = ("banks", "cnn", "heart", "heart_dp", "mnist", "robust", "shakespeare", "tcga")
 
 
 def write(name: str, lines: list[str]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -69,10 +70,13 @@ def images() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {f"client-{at}": (x[at], y[at]) for at in range(CLIENTS)}
 
 
-def by_hand(make: Callable[[], nn.Module], data: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Callable[[], None]:
+def by_hand(
+    make: Callable[[], nn.Module], data: Mapping[str, tuple[np.ndarray, np.ndarray]], *, compiled: bool = False
+) -> Callable[[], None]:
     """One round of the bare loop. Its images are floats in memory already."""
     torch.manual_seed(0)
     module = make()
+    forward = torch.compile(module) if compiled else module
     model = {name: value.clone() for name, value in module.state_dict().items()}
     names = list(data)
     tensors = {site: (torch.from_numpy(x).float() / 255, torch.from_numpy(y)) for site, (x, y) in data.items()}
@@ -83,12 +87,25 @@ def by_hand(make: Callable[[], nn.Module], data: Mapping[str, tuple[np.ndarray, 
         for at in rng.choice(CLIENTS, COHORT, replace=False):
             x, y = tensors[names[at]]
             module.load_state_dict(model)
-            epoch(module, x, y)
+            epoch(forward, x, y)
             for name, value in module.state_dict().items():
                 mean[name] += value / COHORT
         model.update(mean)
 
     return round_
+
+
+def compiled_by_hand(
+    make: Callable[[], nn.Module], data: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, Callable[[], None]]:
+    """The same with torch.compile; nothing, with a note, where no C++ compiler is."""
+    round_ = by_hand(make, data, compiled=True)
+    try:
+        round_()
+    except Exception as fault:
+        print(f"torch.compile is left out: {type(fault).__name__}.", file=sys.stderr)
+        return {}
+    return {"compiled": round_}
 
 
 class Rounds:
@@ -174,11 +191,15 @@ def throughput(name: str, make: Callable[[], nn.Module], model: Any, repeats: in
         rounds = {what: Rounds(job, data, engine) for what, engine in engines.items()}
         for each in rounds.values():
             each.warm()
-        seconds = best_of({"by hand": by_hand(make, data), "at once": at_once, **rounds}, repeats)
+        contenders = {"by hand": by_hand(make, data), "at once": at_once, **rounds, **compiled_by_hand(make, data)}
+        seconds = best_of(contenders, repeats)
     finally:
         for running in (at_once, *engines.values()):
             running.close()
     yield Row(name, "by hand, one thread", COHORT / seconds["by hand"], 1.0, None)
+    if "compiled" in seconds:
+        ratio = seconds["by hand"] / seconds["compiled"]
+        yield Row(name, "by hand, torch.compile", COHORT / seconds["compiled"], ratio, None)
     if processes > 1:
         ceiling = processes * seconds["serial"] / seconds["at once"]
         speed = processes * COHORT / seconds["at once"]

@@ -43,31 +43,44 @@ class Reached(Exception):
     pass
 
 
-def rounds_to_goal(partition: str, lr: float) -> Callable[[Any, int], float]:
-    """The first round whose model is right about 97 % of the test pictures."""
+def rounds_to_goal(
+    partition: str,
+    lr: float,
+    model: Any = cl.nets.MLP([200, 200]),
+    shape: tuple[int, ...] = (784,),
+    goal: float = GOAL,
+    most_rounds: int = MOST_ROUNDS,
+) -> Callable[[Any, int], float]:
+    """The first round whose model is right about so many of the test pictures; not a number if none is."""
 
     def measured(data: tuple[Pictures, Pictures, Pictures, Pictures], seed: int) -> float:
         x, y, x_test, y_test = data
-        job = cl.Job(
-            data=cl.Arrays("mnist", (784,), 10),
-            task=cl.Torch(cl.nets.MLP([200, 200]), "cross_entropy", cl.SGD(lr), epochs=1, batch_size=10),
-            algorithm=cl.FedAvg(rounds=MOST_ROUNDS, cohort=0.1),
-            evaluate=None,
-            seed=seed,
+        x, x_test = x.reshape(-1, *shape), x_test.reshape(-1, *shape)
+        job = learn.complete(
+            cl.Job(
+                data=cl.Arrays("mnist", shape, 10),
+                task=cl.Torch(model, "cross_entropy", cl.SGD(lr), epochs=1, batch_size=10),
+                algorithm=cl.FedAvg(rounds=most_rounds, cohort=0.1),
+                evaluate=None,
+                seed=seed,
+            )
         )
         clients = shards_of(job, (x, y), CLIENTS, partition)
-        cohort = LocalCohort(job, make_engine("serial", job, clients), list(clients), Ideal())
+        engine = make_engine("auto", job, clients)
+        cohort = LocalCohort(job, engine, list(clients), Ideal())
 
         def test(state: State, total: Total) -> None:
             if state.facts["round"]:
                 right = learn.predict(job, state, x_test).argmax(axis=1) == y_test
-                if right.mean() >= GOAL:
+                if right.mean() >= goal:
                     raise Reached(state.facts["round"])
 
         try:
             run(Program(job, {}), cohort, observe=test)
         except Reached as reached:
             return float(reached.args[0])
+        finally:
+            engine.close()
         return float("nan")
 
     return measured

@@ -188,3 +188,19 @@ def test_what_sites_remember_goes_on_too(folder, whole):
         cl.simulate(job, whole, sites=6, folder=folder / "run", progress=stop)
     result = cl.simulate(job, whole, sites=6, folder=folder / "run", engine="processes", processes=2)
     assert result.state.to_bytes() == expected.state.to_bytes()
+
+
+def test_a_private_run_is_repeated_and_goes_on_where_nothing_is_claimed(folder):
+    ranges = "cl.Standardize(ranges=dict.fromkeys(('age', 'dose', 'level'), (-50, 100)))"
+    source = JOB.replace("cl.OneHot(), cl.Standardize()", ranges)
+    source = source.replace('target="ill"', 'target="ill", ignore=["kind"]')
+    source = source.replace("cohort=0.7),", "cohort=0.7), privacy=cl.RowDP(epsilon=8, delta=1e-5),")
+    (folder / "job.py").write_text(source)
+    arguments = ["simulate", str(folder / "job.py"), "--data", str(folder / "patients.csv"), "--sites", "6", "--json"]
+    for out, more in (("a", ["--reproducible"]), ("b", ["--reproducible"]), ("c", [])):
+        assert command([*arguments, *more, "--out", str(folder / out)]) == 0
+    (folder / "b" / "state.bundle").unlink()
+    (folder / "b" / "events.jsonl").unlink()
+    assert command(["simulate", "--resume", str(folder / "b"), "--json"]) == 0
+    states = {out: (folder / out / "state.bundle").read_bytes() for out in "abc"}
+    assert states["a"] == states["b"] != states["c"]
