@@ -26,6 +26,7 @@ from cloister.cli.app import run
 from cloister.job.lint import lint
 from cloister.learn import complete
 from cloister.seal.identity import Identity
+from cloister.site import bubblewrap
 from cloister.site.journal import Journal
 from cloister.site.policy import policy_toml
 from cloister.site.settings import SiteFolder, site_toml, write_private
@@ -281,6 +282,7 @@ def test_doctor_says_which_walls_stand(site: Path, capsys: pytest.CaptureFixture
     checks = {each["name"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["wall memory"]["state"] == "good"
     assert checks["data heart"]["state"] == "good"
+    assert (checks["bubblewrap"]["state"] == "good") == bubblewrap.works()
     assert checks["coordinator"]["state"] == "bad"
     (site / "identity.key").chmod(0o644)
     assert run(["site", "doctor", "-f", str(site), "--json"]) == 1

@@ -11,6 +11,7 @@ from sklearn.linear_model import SGDClassifier
 import cloister as cl
 from cloister.cli import bundled
 from cloister.round import Program
+from cloister.site import bubblewrap
 from cloister.site.sandbox import WorkerLimits
 from cloister.site.settings import DataSource
 from cloister.site.training import Task
@@ -54,6 +55,12 @@ def declarative() -> cl.Job:
         task=cl.Sklearn(SGDClassifier(loss="log_loss", learning_rate="constant", eta0=0.01)),
         algorithm=cl.FedAvg(rounds=2),
     )
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers behind their own walls alone, whether or not this machine has bubblewrap."""
+    monkeypatch.setattr(bubblewrap, "works", lambda: False)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cloister.site.training import Task, Worker, read_schema
 from cloister.vector import FixedPoint, Query
 from cloister.vector.errors import CloisterError, DataError, PolicyRefused, TaskError, WorkerDied
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("bare")]
 MakeTask = Callable[..., Task]
 
 # A process in the worker's place that is ready as the real one, and then does what {then} says.

@@ -133,10 +133,14 @@ class Loopback:
             time.sleep(LOOK_SECONDS * 4)
 
     def freeze_children(self, name: str) -> None:
-        """Stops (SIGSTOP) the processes that a process started: a site's training hangs, its agent goes on."""
-        pid = self.processes[name].pid
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGSTOP)
+        """Stops (SIGSTOP) what a process started, and what that did: a site's training hangs, its agent goes on."""
+        parents = [self.processes[name].pid]
+        while parents:
+            pid = parents.pop()
+            children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+            for child in children:
+                os.kill(child, signal.SIGSTOP)
+            parents += children
 
     async def saw(self, name: str, wanted: Callable[[Event], bool]) -> Event:
         """The first wanted thing that a process says from now on."""

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.vector import CloisterError
@@ -54,7 +53,7 @@ def _walls(here: SiteFolder) -> Iterator[Check]:
     import json
     import tempfile
 
-    from cloister.site import landlock, sandbox
+    from cloister.site import bubblewrap, landlock, sandbox
 
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(
@@ -74,16 +73,19 @@ def _walls(here: SiteFolder) -> Iterator[Check]:
         "system-calls": "A kernel with CONFIG_SECCOMP_FILTER.",
     }
     for name in sandbox.WALLS:
+        lent = name not in stand and name in bubblewrap.GRANTS and bubblewrap.works()
         needed = name in sandbox.REQUIRED_FOR_CODE
-        state = "good" if name in stand else "bad" if needed else "missing"
-        yield Check(f"wall {name}", state, "stands" if name in stand else "does not stand", mends.get(name, ""))
-    group = Path("/sys/fs/cgroup/cgroup.controllers")
-    delegated = group.exists() and os.access("/sys/fs/cgroup", os.W_OK)
-    yield Check("cgroup v2", "good" if delegated else "missing", "can be used" if delegated else "not delegated here",
-                "" if delegated else "The systemd unit limits the whole site.")  # fmt: skip
-    wrapped = shutil.which("bwrap")
-    yield Check("bubblewrap", "good" if wrapped else "missing", wrapped or "not installed",
-                "" if wrapped else "Not needed: Landlock and the namespaces do its work.")  # fmt: skip
+        state = "good" if name in stand or lent else "bad" if needed else "missing"
+        what = "stands" if name in stand else "stands by bubblewrap alone" if lent else "does not stand"
+        yield Check(f"wall {name}", state, what, "" if state == "good" else mends.get(name, ""))
+    if bubblewrap.works():
+        yield Check("bubblewrap", "good", "around every training process")
+    elif shutil.which("bwrap"):
+        yield Check(
+            "bubblewrap", "missing", "is installed, but may make no namespaces", "The other walls do its work."
+        )
+    else:
+        yield Check("bubblewrap", "missing", "is not installed", "The other walls do its work.")
 
 
 def _files(here: SiteFolder) -> Iterator[Check]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloister.site import framing, sandbox
+from cloister.site import bubblewrap, framing, sandbox
 from cloister.site.framing import Kind, Limits
 from cloister.site.reader import export_of, table_of
 from cloister.site.sandbox import WorkerLimits
@@ -39,6 +39,7 @@ LOG_BYTES = 1 << 16  # of a worker's output kept, the newest; it may print gigab
 MESSAGE_CHARACTERS = 400
 RAISED = re.compile(r"raise[sd] (\w{1,40})")  # what learn says of an exception; only Python's own are passed on
 SECONDS_TO_DIE = 2.0
+SIGNALLED = 128  # and the signal's number: how a shell, and bubblewrap, say that a signal ended a process
 SECONDS_TO_PRINT = 0.02  # the traceback is written before the fault, through another pipe
 
 
@@ -90,11 +91,11 @@ class Worker:
     Attributes: walls: what confines it. warnings: about the table, for the steward, one line each.
     """
 
-    def __init__(self, task: Task, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, task: Task, process: asyncio.subprocess.Process, *, wrapped: bool = False) -> None:
         assert process.stdin
         assert process.stdout
         assert process.stderr
-        self._task, self._process = task, process
+        self._task, self._process, self._wrapped = task, process, wrapped
         self._stdin, self._stdout = process.stdin, process.stdout
         self._log = bytearray()
         self._drain = asyncio.create_task(self._keep_log(process.stderr))
@@ -110,7 +111,9 @@ class Worker:
         for folder in filter(None, (task.home, task.memory)):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         table = await table_of(task.data, task.home, task.log, task.site)
+        around = await asyncio.to_thread(bubblewrap.prefix, table, task.home, task.memory)
         process = await asyncio.create_subprocess_exec(
+            *around,
             *COMMAND,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -119,9 +122,9 @@ class Worker:
             env=sandbox.environment(str(task.home), task.limits.threads),
             start_new_session=True,
         )
-        worker = cls(task, process)
+        worker = cls(task, process, wrapped=bool(around))
         setup = {
-            "agent": os.getpid(),
+            "agent": bubblewrap.PARENT if around else os.getpid(),
             "site": task.site,
             "table": str(table.resolve()),
             "unit": task.data.unit,
@@ -144,9 +147,11 @@ class Worker:
             await worker._send(Kind.JOB, task.job)
             _, payload = await worker.exchange(None, {Kind.READY: framing.MAX_TEXT_BYTES})
             facts = facts_of(payload, walls=list, warnings=list)
-            worker.walls, worker.warnings = tuple(facts["walls"]), tuple(facts["warnings"])
+            around = (bubblewrap.NAME,) if worker._wrapped else ()
+            worker.walls, worker.warnings = (*around, *facts["walls"]), tuple(facts["warnings"])
             worker._believed = not task.ships_code
-            if task.ships_code and (missing := sandbox.REQUIRED_FOR_CODE - set(worker.walls)):
+            granted = bubblewrap.GRANTS if worker._wrapped else frozenset()
+            if task.ships_code and (missing := sandbox.REQUIRED_FOR_CODE - set(worker.walls) - granted):
                 raise PolicyRefused(
                     f"the job ships code and this machine cannot confine it: {', '.join(sorted(missing))} missing.",
                     rule="sandbox",
@@ -241,6 +246,8 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), SECONDS_TO_DIE)
         code = self._process.returncode
+        if self._wrapped and code is not None and code > SIGNALLED:
+            code = SIGNALLED - code  # bubblewrap says it as a shell does
         await self.close()
         self._save_log()
         how = "closed its pipe" if code is None else f"ended with exit code {code}"
