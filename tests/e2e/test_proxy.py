@@ -147,6 +147,7 @@ def test_sites_take_part_through_both_kinds_of_proxy(hospital: Hospital, patient
     assert masked, "the proxy did read what kent sent"
     assert not hospital.requests(hospital.tunnels), "and nothing of lyon's"
     asked = status(folder / "oslo")["rounds_asked"]
+    assert {status(folder / site)["roster"] for site in ways} == {2}  # the one in which they were admitted
     until(lambda: all(status(folder / site)["rounds_receipted"] == asked > 0 for site in ways))
 
 

@@ -28,7 +28,7 @@ def test_every_message_has_its_row() -> None:
 def test_every_label_of_a_round_is_told() -> None:
     used = [getattr(labels, name) for name in ("CTX", "COMMIT", "U1", "U2", "U3", "SURVIVOR_NAMES", "SHARE_AAD")]
     used += [labels.MASK_KEY, labels.CHANNEL, labels.SELF, labels.PAIR, labels.UPLOAD, labels.ROSTER]
-    used += [labels.ENVELOPE, labels.ENROLL, labels.RECEIPT]
+    used += [labels.ENVELOPE, labels.ENROLL, labels.RECEIPT, labels.PARTITION, labels.PLACE, labels.AUDIT]
     missing = [label for label in used if f'"{label.removeprefix("cloister/v1/")}"' not in PAGE]
     assert not missing
 

@@ -83,6 +83,7 @@ def status(folder: Path) -> dict[str, Any]:
         "site": settings.id,
         "federation": settings.federation,
         "coordinator": settings.coordinator,
+        "roster": max((int(path.stem) for path in here.rosters.glob("*.signed")), default=0),
         "words": fingerprint_words(identity.public),
         "datasets": {name: source.where for name, source in settings.data.items() if name in policy.allow.datasets},
         "code": policy.allow.code,
