@@ -13,9 +13,9 @@ import cloister as cl
 from cloister.learn import complete
 from cloister.vector import State
 from cloister.vector.errors import JobError, TaskError
-from cloister.wire import CoordinatorClient
+from cloister.wire import CoordinatorClient, Envelope
 
-from .conftest import Federation
+from .conftest import QUICK, Federation
 from .sites import MiniSite, job, table
 
 SITES = ("site-1", "site-2", "site-3", "site-4", "site-5")
@@ -211,6 +211,41 @@ def test_an_algorithm_may_name_whom_it_asks(federation: Federation) -> None:
     np.testing.assert_array_equal(state.tensors["model"], simulated.state.tensors["model"])
     asked = [event["sites"] for event in events if event["event"] == "open" and event["stage"] == "train"]
     assert asked == [["site-2", "site-3", "site-6"], ["site-1", "site-4", "site-5"]]
+
+
+class Busy(MiniSite):
+    """Trains for four rounds; meanwhile it answers all the rest, as an agent does."""
+
+    async def _step(self, client: CoordinatorClient, envelope: Envelope) -> None:
+        if not (envelope.type == "ciphertexts" and 2 <= envelope.round <= 5):
+            await super()._step(client, envelope)
+
+
+def test_a_buffer_waits_for_the_first_that_are_ready(federation: Federation) -> None:
+    """FedBuff: a site that still trains is there, and nobody waits for it."""
+    sites = found(federation)
+    sites[4] = Busy(sites[4].member, sites[4].frame)
+    what = job(algorithm=cl.FedBuff(6, buffer=4))
+    result, _, events = play(federation, sites, lambda analyst: whole_run(analyst, what))
+    assert result["status"] == "done"
+    rounds = {event["round"]: event for event in events if event["event"] == "round"}
+    for number in range(2, 6):
+        assert (rounds[number]["survivors"], rounds[number]["dropped"]) == (4, ["site-5"])
+        assert rounds[number]["seconds"]["masked"] < QUICK.training, "nobody waited for the deadline"
+    assert all(event["survivors"] >= 4 for event in rounds.values() if event["stage"] == "train")
+    assert not [event for event in events if event["event"] in ("void", "refused")]
+    assert rounds[max(rounds)]["survivors"] == 5, "the final model is measured at all"
+
+
+def test_a_buffer_that_the_seal_does_not_allow_ends_the_run_with_the_number(federation: Federation) -> None:
+    async def act(analyst: CoordinatorClient) -> list[dict[str, Any]]:
+        what = complete(job(algorithm=cl.FedBuff(2, buffer=3)))
+        return await to_the_end(analyst, await analyst.submit(what.to_bytes()))
+
+    events = play(federation, found(federation), act)
+    assert events[-1]["event"] == "failed"
+    assert "waits for 3 of the 5 sites" in events[-1]["message"]
+    assert "buffer=4 or more" in events[-1]["mend"]
 
 
 def test_a_site_that_an_algorithm_names_must_be_a_member(federation: Federation) -> None:

@@ -7,6 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
+
+import cloister as cl
+from cloister.site import runs
 from cloister.site.runs import SiteRun
 from cloister.vector import Answer, Layout, Query
 from cloister.vector.layout import Block
@@ -54,3 +59,52 @@ def test_a_new_question_waits_for_a_new_worker(tmp_path: Path) -> None:
             return await run._training[1]
 
     assert asyncio.run(act()).rows == 1
+
+
+def test_an_asynchronous_algorithm_lets_it_end_until_it_is_too_old(tmp_path: Path) -> None:
+    """FedBuff: what was begun for an earlier version is the answer to later ones, up to max_staleness."""
+    folder = SimpleNamespace(root=tmp_path, state=lambda run: tmp_path)
+    desk: Any = SimpleNamespace(journal=None, site="bern", folder=folder, tell=lambda event, **facts: None)
+    layout = Layout((Block("delta", (2,), bound=1.0),))
+    questions = [Query("train", layout, 1, config={"round": round_, "step": round_}) for round_ in range(5)]
+    algorithm = cl.FedBuff(rounds=9, buffer=3, max_staleness=2)
+
+    async def act() -> list[Query]:
+        run: Any = SiteRun(desk, "00" * 16)
+        run._accepted = SimpleNamespace(job=SimpleNamespace(algorithm=algorithm))
+        slow = Slow()
+
+        async def ready() -> Any:
+            return slow if slow.alive else Quick()
+
+        run._ready_worker = ready
+        answered = []
+        async with asyncio.TaskGroup() as run._tasks:
+            for question in questions:
+                run._train(bytes([question.config["round"]]), question, b"")
+                await asyncio.sleep(0.01)
+                answered.append(run._training[0])
+            await run._training[1]
+        return answered
+
+    assert asyncio.run(act()) == [questions[0]] * 3 + [questions[3]] * 2
+    aged = algorithm.aged({"delta": np.ones(2, np.float32), "train_loss": np.ones(())}, questions[1], questions[3])
+    assert np.allclose(aged["delta"], 1 / np.sqrt(3))
+    assert aged["train_loss"] == 1.0
+    assert not cl.FedAvg(rounds=9).serves(questions[0], questions[1])
+
+
+@pytest.mark.parametrize(("summed", "left"), [(("bern", "kent"), False), (("kent", "oslo"), True)])
+def test_what_was_handed_in_is_not_handed_in_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, summed: tuple[str, ...], left: bool
+) -> None:
+    receipt = SimpleNamespace(digest=b"d", u3=summed, check_follows=lambda *_: None)
+    receipt.plan = SimpleNamespace(round=3, query=b"q")
+    monkeypatch.setattr(runs, "open_receipt", lambda data, key: receipt)
+    journal = SimpleNamespace(last_receipt=lambda run: (-1, b""), add_receipt=lambda *_: None)
+    desk: Any = SimpleNamespace(journal=journal, site="bern", folder=SimpleNamespace(root=tmp_path), coordinator="c")
+    desk.rosters, desk.note = SimpleNamespace(coordinator_key=lambda id: b""), lambda *_, **facts: None
+    run: Any = SiteRun(desk, "00" * 16)
+    run._training = (Query("train", Layout((Block("delta", (1,), bound=1.0),)), 1), None, b"q")
+    run._keep_receipt(b"")
+    assert (run._training is not None) == left

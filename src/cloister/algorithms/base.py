@@ -50,6 +50,7 @@ class Algorithm(ABC):
     stateful: ClassVar[bool] = False  # whether sites keep a memory of their own between rounds
     whole: ClassVar[bool] = True  # whether the result is all of a model; else part of it stays at each site
     sealed: ClassVar[bool] = True  # whether only sums are opened
+    asynchronous: ClassVar[bool] = False  # whether an answer may be to an earlier question
     simulated: ClassVar[str] = ""  # why it is for simulations alone; empty: a federation can run it
     instead: ClassVar[str] = ""  # what to take there
     measured: ClassVar[tuple[str, ...]] = ("test",)  # the models that are evaluated: the keys of `models`
@@ -86,6 +87,18 @@ class Algorithm(ABC):
     def local(self, site: Site) -> Mapping[str, Array]:
         """A site's answer: an array for each block that `ask` names, and its "train_loss"."""
         return site.train().answer
+
+    def enough(self, asked: int) -> int:
+        """How many answers a training question waits for, of so many sites; the others drop out of its round."""
+        return asked
+
+    def serves(self, begun: Query, asked: Query) -> bool:
+        """Whether what a site began to compute for a question is its answer to a later one; else it begins anew."""
+        return False
+
+    def aged(self, values: Mapping[str, Array], begun: Query, asked: Query) -> Mapping[str, Array]:
+        """Such an answer, as one to the later question."""
+        return values
 
     def models(self, site: Site) -> Mapping[str, Array]:
         """The models that a site evaluates on its held-out rows, by the names in `measured`; flat float32[d].

@@ -19,11 +19,12 @@ import numpy as np
 from cloister.algorithms.base import require_count
 from cloister.algorithms.fedavg import FedAvg
 from cloister.algorithms.local import Site
-from cloister.vector import State, Total
+from cloister.vector import Query, State, Total
 from cloister.vector.bundle import Array
 from cloister.vector.errors import JobError
 
-PAST = "past"  # of a question: float32[max_staleness, d], the model one version ago, two ...
+SIMULATED = "simulated"  # a fact of the state: sites are one process, which trains a late one when it hands in
+PAST = "past"  # of a question then: float32[max_staleness, d], the model one version ago, two ...
 FEWEST = 3  # sites whose sum opens
 
 
@@ -38,8 +39,7 @@ class FedBuff(FedAvg):
     buffer: int = 10
     max_staleness: int = 10
 
-    simulated = "a federation's rounds wait for all the sites that they ask."
-    instead = "Take FedAvg: a site that is late drops out of the round, and the others' sum opens."
+    asynchronous = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,12 +49,34 @@ class FedBuff(FedAvg):
         if self.sampling != "uniform":
             raise JobError("FedBuff: who is ready is in a sum, nobody is sampled.", mend="Leave sampling out.")
 
-    def start(self, model: Array) -> State:
-        state = super().start(model)
-        return state.with_(None, {f"server/{PAST}": np.tile(state.tensors["model"], (self.max_staleness, 1))})
+    def require_federation(self) -> None:
+        if self.patience is not None:
+            raise JobError(
+                "FedBuff: a federation measures the final model alone, since updates are of several.",
+                mend="Leave patience out.",
+            )
+
+    def enough(self, asked: int) -> int:
+        return min(self.buffer, asked)
+
+    def serves(self, begun: Query, asked: Query) -> bool:
+        trained = begun.task == asked.task == "train"
+        return trained and 0 <= asked.config["round"] - begun.config["round"] <= self.max_staleness
+
+    def aged(self, values: Mapping[str, Array], begun: Query, asked: Query) -> Mapping[str, Array]:
+        counts = np.float32(discount(asked.config["round"] - begun.config["round"]))
+        return {name: value * counts if name == "delta" else value for name, value in values.items()}
+
+    def measures(self, state: State) -> bool:
+        return bool(state.facts.get(SIMULATED))
 
     def broadcast(self, state: State) -> dict[str, Array]:
-        return {**super().broadcast(state), PAST: state.tensors[f"server/{PAST}"]}
+        past = {PAST: self._past(state)} if state.facts.get(SIMULATED) else {}
+        return {**super().broadcast(state), **past}
+
+    def _past(self, state: State) -> Array:
+        kept = state.tensors.get(f"server/{PAST}")
+        return np.tile(state.tensors["model"], (self.max_staleness, 1)) if kept is None else kept
 
     def local(self, site: Site) -> Mapping[str, Array]:
         tau = site.staleness
@@ -62,8 +84,11 @@ class FedBuff(FedAvg):
         return {**trained.answer, "delta": trained.delta * np.float32(discount(tau))}
 
     def learn(self, state: State, total: Total) -> State:
-        past = np.concatenate([state.tensors["model"][np.newaxis], state.tensors[f"server/{PAST}"][:-1]])
-        return self.moved(state, self.combined(state, total), tensors={f"server/{PAST}": past})
+        combined = self.combined(state, total)
+        if not state.facts.get(SIMULATED):
+            return self.moved(state, combined)
+        past = np.concatenate([state.tensors["model"][np.newaxis], self._past(state)[:-1]])
+        return self.moved(state, combined, tensors={f"server/{PAST}": past})
 
 
 def discount(tau: int) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cloister.coordinator.hub import Hub, Stopping
-from cloister.coordinator.rounds import OpenRound, delete_parts, little_endian, void_round
+from cloister.coordinator.rounds import OpenRound, delete_parts, enough_for, little_endian, void_round
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.job import Job
 from cloister.round import asked
@@ -253,6 +253,7 @@ class RemoteCohort:
                 candidates = await self._candidates(hub.patience.gather if last is None else 0.0)
             sites = asked(query, candidates, self._job.seed, query.config.get("step", number))
         check_buckets(query.buckets, len(sites))
+        enough = self._enough(query, len(sites))
         plan = Plan(
             federation=hub.folder.federation,
             run=bytes.fromhex(run.id),
@@ -272,7 +273,7 @@ class RemoteCohort:
         )
         previous = ZERO32.hex() if done is None or done.receipt is None else done.receipt
         row = Round(run.id, number, plan.to_bytes(), previous, "open", None, None, hub.now())
-        round = OpenRound(hub, run, row)
+        round = OpenRound(hub, run, row, enough)
         body = round.server.open()
 
         def write(tx: Tx) -> None:
@@ -284,6 +285,17 @@ class RemoteCohort:
         hub.store.run_tx("open", write)
         self._rounds[run.id, number] = round  # nothing awaits in between, so every answer finds it
         return round
+
+    def _enough(self, query: Query, asked: int) -> int:
+        """How many answers a round waits for. Raises JobError: too few for the sum of so many sites."""
+        enough = enough_for(self._job, query.task, asked)
+        if enough < threshold(asked):
+            raise JobError(
+                f"{self._job.algorithm.name} waits for {enough} of the {asked} sites that are asked, and their sealed"
+                f" sum takes {threshold(asked)}.",
+                mend=f"Use buffer={threshold(asked)} or more, or a smaller cohort.",
+            )
+        return enough
 
     def _void(self, round: OpenRound, fault: PeerError) -> None:
         void_round(self._hub, self._run.id, round.number, round.plan, fault)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloister.coordinator.cohort import RemoteCohort, Stopped
 from cloister.coordinator.hub import Hub, Stopping
-from cloister.coordinator.rounds import OpenRound, void_round
+from cloister.coordinator.rounds import OpenRound, enough_for, void_round
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.job import Job
 from cloister.round import Program, run
@@ -44,7 +44,9 @@ class Runs:
     def _reopen(self, each: Run, last: Round) -> None:
         """A round that cannot go on is left closed; the run then opens another."""
         try:
-            self.rounds[each.id, last.number] = OpenRound(self._hub, each, last)
+            plan, job = Plan.from_bytes(last.plan), Job.from_bytes(self._hub.blobs.read(each.job))
+            enough = enough_for(job, plan.algorithm.rpartition(".")[2], len(plan.sites))
+            self.rounds[each.id, last.number] = OpenRound(self._hub, each, last, enough)
         except CloisterError as fault:
             log.warning("run %s: round %d cannot go on: %s", each.id[:8], last.number, fault)
             void_round(self._hub, each.id, last.number, Plan.from_bytes(last.plan), fault)

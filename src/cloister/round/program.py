@@ -30,16 +30,18 @@ class Program:
     Args:
       job: what to compute.
       columns: features, name -> "number" or "category", as `job.data.resolve` gives them.
+      simulated: all sites are in one process; an asynchronous algorithm sees to it.
     """
 
-    def __init__(self, job: Job, columns: Mapping[str, str]) -> None:
+    def __init__(self, job: Job, columns: Mapping[str, str], *, simulated: bool = False) -> None:
         self.job = job
+        self.simulated = simulated and job.algorithm.asynchronous
         self.columns = dict(columns)
         self.preparation = preparation_of(job, columns)
 
     def start(self) -> State:
         facts = {"stage": "profile", "step": 0, "round": 0, "history": [], "columns": self.columns}
-        return State(facts, {})
+        return State({**facts, "simulated": True} if self.simulated else facts, {})
 
     def ask(self, state: State) -> Query | None:
         """The next question, or None when the job is done."""

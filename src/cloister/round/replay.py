@@ -23,7 +23,7 @@ def make_program(job: Job, final: State) -> Program:
     columns = final.facts.get("columns")
     if not isinstance(columns, dict) or not all(kind in ("number", "category") for kind in columns.values()):
         raise BadModel("the final state does not name the columns.")
-    return Program(job, columns)
+    return Program(job, columns, simulated=final.facts.get("simulated") is True)
 
 
 def replayed(compute: Callable[[], Made]) -> Made:

@@ -102,7 +102,7 @@ def simulate(
             computing = AttackedEngine(computing, malice, job, tables, memory)
         missing = {"dropouts": dropouts, **_timing(job, tables, deadline, availability)}
         cohort = LocalCohort(job, computing, list(tables), sealing, **missing, observe=observe)
-        state = _run(Program(job, columns), cohort, store, seal)
+        state = _run(Program(job, columns, simulated=True), cohort, store, seal)
     comparison = None
     if baselines:
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))

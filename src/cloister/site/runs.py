@@ -23,6 +23,7 @@ from cloister.seal.masks import packed_bytes
 from cloister.seal.plan import Plan
 from cloister.seal.receipt import open_receipt
 from cloister.seal.roster import Roster
+from cloister.seal.state import SitePhase
 from cloister.site.desk import Desk, TurnedAway
 from cloister.site.ledger import Charge, Limit, dataset_key
 from cloister.site.memory import RunMemory
@@ -298,7 +299,10 @@ class SiteRun:
     async def _receipted(self, envelope: Envelope) -> None:
         round = self._current(envelope)
         if round is not None:  # else this site is not in that sum, and `deliver` has checked the chain
-            self._compare(round, envelope.body)
+            if round.seal.phase is SitePhase.UNMASKED:
+                self._compare(round, envelope.body)
+            else:
+                self._desk.tell("late", run=self.run, round=envelope.round, message="the sum was opened without it.")
             self._end_round()
         await self._desk.follow_log(bytes.fromhex(self.run))
 
@@ -311,8 +315,6 @@ class SiteRun:
             raise
         receipt = round.seal.receipt
         if receipt is not None:
-            if self._desk.site in receipt.u3:
-                self._training = None  # handed in
             seconds = time.monotonic() - round.began
             survivors = len(receipt.u3)
             self._desk.tell("receipt", run=self.run, round=round.plan.round, survivors=survivors, seconds=seconds)
@@ -479,6 +481,8 @@ class SiteRun:
             return
         receipt.check_follows(run, last_round, last)
         self._memory.receipted(receipt)
+        if self._desk.site in receipt.u3:
+            self._training = None  # handed in
         self._journal.add_receipt(run, receipt.plan.round, receipt.digest, data)
         self._desk.note("receipt", run=self.run, round=receipt.plan.round, receipt=receipt.digest.hex())
 
