@@ -22,6 +22,21 @@ def data() -> dict[str, pd.DataFrame]:
     return least_squares()
 
 
+def test_fedavg_is_algorithm_one_of_the_paper(data):
+    """McMahan 2017: w <- sum over sites of n_k / n * what gradient descent makes of w there."""
+    job, sites = regression(cl.FedAvg(rounds=ROUNDS)), Sites(data)
+    w = initial(job, 2)
+    for _ in range(ROUNDS):
+        w = sites.mean([sites.descend(at, w) for at in range(4)])
+    assert np.allclose(simulated(job, data), w, **CLOSE)
+
+
+def test_fedavg_of_one_step_is_gradient_descent_on_all_rows_and_finds_the_pooled_optimum(data):
+    """McMahan 2017, section 2: FedSGD, whatever the sites are like."""
+    end = simulated(regression(cl.FedAvg(rounds=300), steps=1), data)
+    assert np.allclose(end, Sites(data).optimum, atol=2e-3)
+
+
 def test_fedprox_pulls_each_step_to_the_broadcast(data):
     job, sites = regression(cl.FedProx(rounds=ROUNDS, proximal=0.5)), Sites(data)
     w = initial(job, 2)
