@@ -19,6 +19,7 @@ ROUND, START, BEGIN, END = "each round", "each start", "a run's begin", "a run's
 REFUSAL, VOID, COMMAND, RESTART = "a refusal", "a void round", "a command", "a site that starts"
 ALONE = "the journal or the database alone"
 DEATHS: dict[str, tuple[str, int]] = {
+    "site.counter.charges": (ROUND, 2),  # after messages 2 and 6
     "site.counter.mailbox": (ROUND, 1),
     "site.counter.rounds": (ROUND, 1),
     "site.counter.sequence": (START, 1),
@@ -41,6 +42,7 @@ DEATHS: dict[str, tuple[str, int]] = {
     "site.log.unreadable": (ALONE, 1),
     "site.log.void": (VOID, 1),
     "site.log.waiting": (ALONE, 1),
+    "site.log.written-off": (ALONE, 1),
     "site.made": (START, 1),
     "site.place": (ROUND, 1),
     "site.receipt": (ROUND, 1),
