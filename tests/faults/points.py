@@ -34,6 +34,7 @@ DEATHS: dict[str, tuple[str, int]] = {
     "site.log.denied": (ALONE, 1),
     "site.log.done": (END, 1),
     "site.log.lifted": (ALONE, 1),
+    "site.log.offers": (ALONE, 1),
     "site.log.prepared": (BEGIN, 1),
     "site.log.proxy": (ALONE, 1),
     "site.log.receipt": (ROUND, 1),

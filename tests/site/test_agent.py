@@ -22,6 +22,7 @@ import cloister as cl
 from cloister import learn
 from cloister.cli import bundled
 from cloister.cli.analyst import Analyst, follow
+from cloister.cli.app import run as command
 from cloister.cli.loopback import Loopback
 from cloister.coordinator import init_coordinator, invite
 from cloister.seal.identity import Identity
@@ -256,6 +257,29 @@ def test_agents_outlive_their_coordinator(federation: Federation, declarative: c
     assert fault is None
     assert len(federation.said("kent", "receipt")) > rounds
     assert federation.said("kent", "receipt")[-1]["survivors"] == 3
+
+
+def test_what_a_steward_changes_holds_without_a_restart(
+    federation: Federation, declarative: cl.Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kent, table = federation.net.site("kent"), tmp_path / "more.csv"
+    before, policy = (kent / "site.toml").read_text(), (kent / "policy.toml").read_text()
+    bundled.breast_cancer().to_csv(table, index=False)
+    assert command(["site", "data", "add", "more", str(table), "--allow", "-f", str(kent)]) == 0
+    federation.net.wait("kent", lambda event: event.get("datasets") == ["breast-cancer", "more"])
+    (kent / "site.toml").write_text("[data\n" + before)
+    federation.net.wait("kent", lambda event: "site.toml is no TOML" in str(event.get("message")))
+    (kent / "site.toml").write_text(before.replace("patience_seconds = 600", "patience_seconds = 60"))
+    federation.net.wait("kent", lambda event: "patience_seconds: start the agent again" in str(event.get("message")))
+    federation.net.wait("kent", lambda event: federation.said("kent", "ready")[-1]["datasets"] == ["breast-cancer"])
+    (kent / "policy.toml").write_text(policy.replace("declarative = true", "declarative = false"))
+    events, fault = federation.run(declarative)
+    assert fault is not None, "two sites are too few"
+    told = next(event for event in events if event["event"] == "refused" and event["site"] == "kent")
+    assert told["rule"] == "allow.declarative"
+    assert "(allow.declarative; policy.toml, line 5)" in told["message"]
+    (kent / "policy.toml").write_text(policy)
+    (kent / "site.toml").write_text(before)
 
 
 def test_a_second_agent_on_the_folder_is_refused(federation: Federation) -> None:

@@ -52,7 +52,7 @@ def add(
         "columns": len(profile["columns"]),
         "unit": unit or "row",
     }
-    step = f"cloister site run {here.root} (a running agent: start it again)"
+    step = f"cloister site run {here.root} (a running agent offers it now)"
     finish(told, as_json, [facts(f"dataset {name}", shown)], step if allow else "cloister site policy edit")
 
 

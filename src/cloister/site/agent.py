@@ -25,13 +25,15 @@ from cloister.site.runs import SiteRun
 from cloister.site.settings import SiteFolder, SiteSettings
 from cloister.site.steward import waiting_runs
 from cloister.site.training import Task, read_schema
+from cloister.site.watch import Offered, offered_by, watch
 from cloister.vector import CloisterError
-from cloister.vector.errors import PeerError, Unreachable
+from cloister.vector.errors import EnvelopeReplayed, PeerError, Unreachable
 from cloister.wire import CoordinatorClient, Envelope, fetch_roster
 
 ADMISSION_SECONDS = (0.5, 5.0)  # between two looks for a roster with this site in it: first, and at most
 GARBLED_SECONDS = 5.0  # before a mailbox is read again that could not be believed
 ROSTER_PATIENCE_SECONDS = 2.0
+SKIPS = 4096  # blocks of numbers of envelopes: a million
 
 
 def run_agent(folder: Path, on_event: Callable[[Event], None] = lambda event: None) -> None:
@@ -102,8 +104,9 @@ class _Agent:
 
     async def serve(self) -> None:
         desk = self._desk
-        datasets = await self._catalogue()
-        await desk.client.catalogue(datasets)
+        offered = offered_by(desk.folder, desk.settings)
+        datasets = await self._catalogue(offered)
+        await self._offer(datasets)
         desk.note("started", datasets=sorted(datasets))
         desk.tell("ready", datasets=sorted(datasets), coordinator=desk.settings.coordinator)
         try:
@@ -112,6 +115,7 @@ class _Agent:
             desk.note("refused", **fault.as_json())
             desk.tell("refused", **fault.as_json())
         async with asyncio.TaskGroup() as group:
+            group.create_task(watch(desk, offered, self._offer_anew))
             for id in waiting_runs(desk.journal):
                 run = self._runs[id] = SiteRun(desk, id, recalled=True)
                 group.create_task(self._live(run))
@@ -129,13 +133,27 @@ class _Agent:
                     after = envelope.seq
                 desk.journal.raise_counter("mailbox", after, "NORMAL")  # read twice at worst
 
-    async def _catalogue(self) -> dict[str, dict[str, str]]:
-        """The columns of the datasets that the policy lets jobs use; one that cannot be read is told and left out."""
+    async def _offer(self, datasets: dict[str, dict[str, str]]) -> None:
+        """The first envelope of a start. A folder that was restored would number its envelopes as before."""
+        for _ in range(SKIPS):
+            with contextlib.suppress(EnvelopeReplayed):
+                return await self._desk.client.catalogue(datasets)
+            self._desk.journal.skip_sequence()
+        return await self._desk.client.catalogue(datasets)
+
+    async def _offer_anew(self, offered: Offered) -> None:
+        desk, datasets = self._desk, await self._catalogue(offered)
+        await desk.client.catalogue(datasets)
+        desk.note("offers", datasets=sorted(datasets))
+        desk.tell("ready", datasets=sorted(datasets), coordinator=desk.settings.coordinator)
+
+    async def _catalogue(self, offered: Offered) -> dict[str, dict[str, str]]:
+        """The columns of these datasets; one that cannot be read is told and left out."""
         desk, found = self._desk, {}
-        for name in sorted(set(desk.folder.policy().allow.datasets) & set(desk.settings.data)):
+        for name, source in offered.items():
             task = Task(
                 site=desk.site,
-                data=desk.settings.data[name],
+                data=source,
                 home=desk.folder.state("schema"),
                 limits=desk.folder.policy().limits,
                 log=desk.folder.worker_log,
