@@ -122,6 +122,19 @@ def test_a_client_of_one_class_takes_part_and_one_of_unknown_labels_does_not():
     assert result.history["sites"].tolist() == [4, 4, 4]
 
 
+def test_a_client_whose_numbers_are_none_is_told_which_rows_not_which_values():
+    x, y = clients()["c1"]
+    x[3:5, 2] = np.nan
+    result, told = refused(job(cl.nets.Linear()), clients(c1=(x, y)))
+    assert {(event["site"], event["message"]) for event in told} == {("c1", "x has 2 rows with NaN or infinity.")}
+    assert result.history["sites"].tolist() == [4, 4, 4]
+
+
+def test_labels_that_are_too_few_are_not_left_out_in_silence():
+    with pytest.raises(DataError, match="x has 40 rows and y 30"):
+        cl.simulate(job(cl.nets.Linear()), (np.zeros((40, 4), np.float32), np.arange(30) % 2))
+
+
 @pytest.mark.parametrize("partition", ["skewed", "iid", "dirichlet:0.1", "sizes:1", "shards:2", "noise:1"])
 def test_more_clients_than_rows(partition):
     x, y = np.zeros((10, 4), np.float32), np.arange(10) % 2
@@ -139,7 +152,12 @@ def test_more_clients_than_rows(partition):
         ({"dropouts": 1.5}, "not a probability"),
         ({"dropouts": {1: ["nobody"]}}, "The sites are: site-1"),
         ({"sites": 2}, "at least 3 sites"),
+        ({"sites": "many"}, "Use sites=3 or more"),
+        ({"partition": None}, "is no text. Use one of skewed"),
+        ({"attack": "scowl"}, "Use one of none, label-flip, sign-flip"),
+        ({"attack": "alie", "attackers": ["nobody"]}, "The sites are: site-1"),
         ({"processes": 0}, "makes no sense"),
+        ({"engine": "serial", "processes": 2}, "Use engine='processes'"),
     ],
 )
 def test_unknown_values_name_the_known(settings, told):

@@ -104,7 +104,7 @@ def test_faults_come_from_processes_with_their_cause(tmp_path):
     class Spoiled(Sites):
         def __getitem__(self, site):
             x, y = super().__getitem__(site)
-            return (np.full_like(x, np.inf), y) if site == "client-2" else (x, y)
+            return (np.sign(x) * np.float32(1e38), y) if site == "client-2" else (x, y)
 
     events: list[dict[str, Any]] = []
     cl.simulate(job(), Spoiled(12), engine="processes", processes=2, progress=events.append)
@@ -116,7 +116,7 @@ def test_when_no_site_has_an_answer_the_first_says_why():
     class Spoiled(Sites):
         def __getitem__(self, site):
             x, y = super().__getitem__(site)
-            return np.full_like(x, np.inf), y
+            return np.sign(x) * np.float32(1e38), y
 
     with pytest.raises(TaskError, match="diverged") as error:
         cl.simulate(job(), Spoiled(12), engine="processes", processes=2)
@@ -219,7 +219,7 @@ def test_batched_faults_are_the_sites_own():
         def __getitem__(self, site):
             x, y = super().__getitem__(site)
             if site == "client-2":
-                return np.full_like(x, np.inf), y
+                return np.sign(x) * np.float32(1e38), y
             return (x, y + 7) if site == "client-3" else (x, y)
 
     events: list[dict[str, Any]] = []

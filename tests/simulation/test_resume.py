@@ -17,7 +17,7 @@ import pytest
 import cloister as cl
 from cloister.cli.app import run as command
 from cloister.simulation.store import RunFolder, read_run
-from cloister.vector.errors import StateLocked, UsageError
+from cloister.vector.errors import EnvironmentFailure, StateLocked, UsageError
 
 JOB = """
 import cloister as cl
@@ -143,6 +143,8 @@ def test_what_cannot_go_on_says_so(folder, capsys):
     job, data = cl.load_job(folder / "job.py"), folder / "patients.csv"
     with pytest.raises(UsageError, match="holds no simulation"):
         read_run(folder)
+    with pytest.raises(EnvironmentFailure, match=r"cannot be made.*Choose another folder"):
+        cl.simulate(job, data, sites=6, folder=folder / "job.py" / "run")
     cl.simulate(job, data, sites=6, folder=folder / "masked", seal="masks")
     with pytest.raises(UsageError, match="cannot go on"):
         cl.simulate(job, data, sites=6, folder=folder / "masked", seal="masks")

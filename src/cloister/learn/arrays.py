@@ -142,6 +142,13 @@ def _check(contract: Arrays, examples: Examples, site: str) -> None:
         raise DataError("test is no bool for each row.", mend="Give True for each row of the test set.", site=site)
     if not len(y):
         raise DataError("the arrays have no row.", mend="Add rows, or leave the site out.", site=site)
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        rows = int((~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).sum())
+        raise DataError(
+            f"x has {rows} rows with NaN or infinity.",
+            mend="Fill or drop them: arrays are not imputed.",
+            site=site,
+        )
 
 
 def check_features(contract: Arrays, x: npt.NDArray[Any], site: str = "") -> None:

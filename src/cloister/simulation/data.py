@@ -23,7 +23,7 @@ import pandas as pd
 from cloister.job import Arrays, Job, Table
 from cloister.learn import Examples, read_data, read_table, schema
 from cloister.learn.arrays import SUFFIX, read_arrays
-from cloister.simulation.partition import cut, in_order, noise
+from cloister.simulation.partition import FORMS, cut, in_order, noise
 from cloister.vector.errors import DataError, UsageError
 
 Shards = Mapping[str, Any]
@@ -46,6 +46,8 @@ def shards(
       partition: how one table is cut, see `partition.py`.
     Raises: DataError: no or empty tables, or fewer than three. UsageError: an argument makes no sense.
     """
+    if not isinstance(partition, str):
+        raise UsageError(f"partition={partition!r} is no text.", mend=f"Use one of {FORMS}.")
     if isinstance(data, str | Path):
         path = Path(data)
         if not path.is_file():
@@ -265,7 +267,7 @@ def _joined(x: Any, y: Any, target: str) -> pd.DataFrame:
 
 def _count(sites: int | None) -> int:
     count = DEFAULT_SITES if sites is None else sites
-    if count < FEWEST_SITES:
+    if not isinstance(count, int) or count < FEWEST_SITES:
         raise UsageError(
             f"a federation needs at least {FEWEST_SITES} sites, not {count}: "
             "with two, each learns the other's part by subtracting its own.",
@@ -324,4 +326,6 @@ def _cut_arrays(whole: Examples, sites: int | None, seed: int, partition: str) -
         raise UsageError("arrays have no columns to cut by.", mend="Give a mapping of site to (x, y).")
     if not len(whole):
         raise DataError("the arrays have no row.", mend="Check the file.")
+    if len(whole.x) != len(whole):
+        raise DataError(f"x has {len(whole.x)} rows and y {len(whole)}.", mend="Give one label per row.")
     return Parts(whole, cut(partition, pd.Series(whole.y), _count(sites), seed), partition, seed)

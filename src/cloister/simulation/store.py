@@ -24,7 +24,7 @@ from typing import Any
 from cloister.job import Job
 from cloister.round.evidence import Content
 from cloister.vector import State
-from cloister.vector.errors import CloisterError, StateLocked, UsageError
+from cloister.vector.errors import CloisterError, EnvironmentFailure, StateLocked, UsageError
 from cloister.vector.files import replace_file
 
 SECONDS = 1.0  # least time between two checkpoints: a fast round should not wait for the disk
@@ -46,7 +46,11 @@ class RunFolder:
         self._written, self._saved_at = 0, -SECONDS
         self._open: State | None = None
         self._unsaved: State | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            told = f"the folder {folder} cannot be made: {fault.strerror}."
+            raise EnvironmentFailure(told, mend="Choose another folder.") from None
         if (folder / "run.json").exists():
             self._check(job, settings)
         else:
