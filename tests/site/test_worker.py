@@ -218,6 +218,21 @@ def test_a_worker_may_print_gigabytes(
     assert (tmp_path / "worker.log").stat().st_mode & 0o077 == 0
 
 
+def test_a_worker_that_fills_the_disk_is_stopped(
+    make_task: MakeTask, declarative: cl.Job, profile_query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "COMMAND", (sys.executable, "-c", IMPOSTOR.format(then=READ)))
+
+    async def work() -> None:
+        worker = await Worker.start(make_task(declarative))
+        object.__setattr__(worker._task.limits, "free_mb", 1 << 40)  # more than any disk has: as if it were full
+        with pytest.raises(WorkerDied, match="less than 1099511627776 MiB left") as caught:
+            await worker.answer(profile_query, profile_query.to_bytes())
+        assert "worker.free_mb in policy.toml" in caught.value.mend
+
+    run(work())
+
+
 def test_a_process_left_behind_ends_with_the_worker(
     make_task: MakeTask, declarative: cl.Job, profile_query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:

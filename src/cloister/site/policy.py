@@ -73,6 +73,7 @@ class WorkerSettings(Strict):
     cpu_seconds: int = Field(default=86400, ge=1)
     memory_mb: int = Field(default=16384, ge=512)
     file_mb: int = Field(default=256, ge=1)
+    free_mb: int = Field(default=256, ge=0)
     threads: int = Field(default=1, ge=1)
 
 

@@ -37,6 +37,7 @@ class WorkerLimits:
       cpu_seconds: processor time in its whole life.
       memory_mb: address space in MiB.
       file_mb: size of one file that it writes, in MiB.
+      free_mb: room on its folder's disk, in MiB, that it must leave; the agent kills a worker that takes it.
       threads: of numerical libraries.
     """
 
@@ -44,6 +45,7 @@ class WorkerLimits:
     cpu_seconds: int = 86400
     memory_mb: int = 16384
     file_mb: int = 256
+    free_mb: int = 256
     threads: int = 1
 
     def as_json(self) -> dict[str, Any]:

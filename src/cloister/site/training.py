@@ -21,7 +21,7 @@ from typing import Any
 from cloister.site import bubblewrap, framing, sandbox
 from cloister.site.framing import Kind, Limits
 from cloister.site.reader import export_of, table_of
-from cloister.site.sandbox import WorkerLimits
+from cloister.site.sandbox import MIB, WorkerLimits
 from cloister.site.settings import DataSource, write_private
 from cloister.vector import Answer, CloisterError, Query
 from cloister.vector.errors import (
@@ -39,6 +39,7 @@ LOG_BYTES = 1 << 16  # of a worker's output kept, the newest; it may print gigab
 MESSAGE_CHARACTERS = 400
 RAISED = re.compile(r"raise[sd] (\w{1,40})")  # what learn says of an exception; only Python's own are passed on
 SECONDS_TO_DIE = 2.0
+LOOK_SECONDS = 0.5  # between two looks at the disk
 SIGNALLED = 128  # and the signal's number: how a shell, and bubblewrap, say that a signal ended a process
 SECONDS_TO_PRINT = 0.02  # the traceback is written before the fault, through another pipe
 
@@ -99,6 +100,8 @@ class Worker:
         self._stdin, self._stdout = process.stdin, process.stdout
         self._log = bytearray()
         self._drain = asyncio.create_task(self._keep_log(process.stderr))
+        self._disk = asyncio.create_task(self._keep_room())
+        self._crowded = False
         self._turn = asyncio.Lock()
         self._believed = True  # no code of the job has run yet
         self._ended = False
@@ -211,6 +214,7 @@ class Worker:
     async def close(self) -> None:
         """Ends the process and whatever it started in its session. Safe to call twice."""
         self._ended = True
+        self._disk.cancel()
         export_of(self._task.home).unlink(missing_ok=True)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -238,6 +242,14 @@ class Worker:
             self._log += part
             del self._log[:-LOG_BYTES]
 
+    async def _keep_room(self) -> None:
+        """Ends a worker that fills the disk, by files that are deleted and still open too; its journal needs room."""
+        while (about := os.statvfs(self._task.home)).f_bavail * about.f_frsize >= self._task.limits.free_mb * MIB:
+            await asyncio.sleep(LOOK_SECONDS)
+        self._crowded = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def _save_log(self) -> None:
         with contextlib.suppress(OSError, EnvironmentFailure):  # a log that cannot be kept stops nobody
             write_private(self._task.log, bytes(self._log))
@@ -250,6 +262,12 @@ class Worker:
             code = SIGNALLED - code  # bubblewrap says it as a shell does
         await self.close()
         self._save_log()
+        if self._crowded:
+            return WorkerDied(
+                f"the training process was stopped: its disk has less than {self._task.limits.free_mb} MiB left.",
+                mend="Free some space, or lower worker.free_mb in policy.toml.",
+                site=self._site,
+            )
         how = "closed its pipe" if code is None else f"ended with exit code {code}"
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
