@@ -2,9 +2,10 @@
 
     python benchmarks/privacy.py                     speed: sampler, rotation, DP-SGD steps
     python benchmarks/privacy.py --utility out       utility.csv and utility.svg: breast cancer, and heart where it is
+    python benchmarks/privacy.py --utility out --write    the same into docs/privacy.md
 
-DP-SGD is timed beside Opacus where that can be imported (`pip install opacus`, in an environment of its own: it pins
-other versions), else beside plain training alone, and says so.
+DP-SGD is timed beside Opacus where that can be imported (`pip install --no-deps opacus opt_einsum`; without --no-deps
+it brings other versions), else beside plain training alone, and says so.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import pandas as pd
 
 import cloister as cl
 from cloister.algorithms import Terms
+from cloister.learn.models import Model
 from cloister.learn.net_task import NetModel
 from cloister.learn.prepare import Rows
 from cloister.learn.private import NoisySteps
 from cloister.learn.threads import one_blas_thread
+from cloister.learn.torch_task import TorchModel
 from cloister.privacy.noise import Stream, gaussian
 from cloister.privacy.rotation import rotate
 
@@ -70,21 +73,26 @@ def steps() -> None:
     job = cl.Job(cl.Arrays("digits", shape=(784,), classes=10), task, cl.FedAvg(rounds=1))
     shapes, tensors = job.initial_model(784)
     flat = np.concatenate([tensors[name].reshape(-1) for name in shapes])
-    model, data = NetModel(job, shapes), Rows(x, y)
+    data = Rows(x, y)
 
-    def private() -> None:
-        noisy = NoisySteps(1.0, 1.0, 64 / rows, batches, data, flat.size, Stream(os.urandom))
-        model.train_privately(flat, data, noisy, 1, Terms())
+    def timed(model: Model) -> tuple[float, float]:
+        def private() -> None:
+            noisy = NoisySteps(1.0, 1.0, 64 / rows, batches, data, flat.size, Stream(os.urandom))
+            model.train_privately(flat, data, noisy, 1, Terms())
 
-    private()  # makes the noise's table
-    ours, plain = best(private), best(lambda: model.train(flat, data, 0, 1))
-    print(f"DP-SGD, {batches} steps:       {ours:7.3f} s; plain steps {plain:.3f} s ({ours / plain:.1f} x)")
+        private()  # makes the noise's table
+        return best(private), best(lambda: model.train(flat, data, 0, 1))
+
     try:
         theirs = opacus(x, y, batches)
+        print(f"Opacus, {batches} steps of DP-SGD:        {theirs:7.3f} s")
     except ImportError as missing:
-        print(f"Opacus:                  not timed: {missing}")
-        return
-    print(f"Opacus, the same steps:  {theirs:7.3f} s; ours take {ours / theirs:.2f} x (aim: 1.5 or less)")
+        theirs = 0.0
+        print(f"Opacus: not timed: {missing}")
+    for name, model in (("net by name", NetModel(job, shapes)), ("a PyTorch model", TorchModel(job, shapes, 784))):
+        ours, plain = timed(model)
+        beside = f", {ours / theirs:.2f} x Opacus (aim: 1.5 or less)" if theirs else ""
+        print(f"the same steps here, {name:<15}: {ours:7.3f} s, {ours / plain:.1f} x plain steps{beside}")
 
 
 def opacus(x: np.ndarray, y: np.ndarray, batches: int) -> float:

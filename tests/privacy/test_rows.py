@@ -18,7 +18,7 @@ from cloister.learn import Trainer
 from cloister.learn.net_task import NetModel
 from cloister.learn.prepare import Rows
 from cloister.learn.private import NoisySteps, clip_factors
-from cloister.learn.torch_private import RowGradients
+from cloister.learn.torch_private import RowGradients, _squares
 from cloister.learn.torch_task import TorchModel
 from cloister.privacy.accounting import Event, epsilon, events_from_json
 from cloister.privacy.noise import Stream
@@ -307,3 +307,9 @@ def test_a_site_refuses_a_coordinator_that_asks_for_more(lie: str, clouds: pd.Da
     }
     with pytest.raises(ContextMismatch):
         private.check(job, lies[lie]())
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (7, 300), (3, 200_000), (600, 200)])
+def test_norms_of_many_rows_are_summed_in_double_precision(rows: int, size: int) -> None:
+    found = torch.from_numpy(np.random.default_rng(rows).normal(size=(rows, size)).astype(np.float32))
+    np.testing.assert_allclose(_squares(found), (found.numpy().astype(np.float64) ** 2).sum(1), rtol=1e-12)

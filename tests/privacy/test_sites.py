@@ -22,7 +22,7 @@ from cloister.privacy.rotation import rotate, rotate_back
 from cloister.round import private
 from cloister.round.contribute import contribute
 from cloister.seal.threshold import colluders_tolerated, threshold
-from cloister.vector import Answer, FixedPoint, Layout, Query
+from cloister.vector import Answer, FixedPoint, Layout, Query, digest
 from cloister.vector.errors import BoundError, ContextMismatch, JobError, UsageError
 from cloister.vector.layout import Block, padded
 
@@ -59,6 +59,16 @@ def test_a_rotation_is_the_hadamard_matrix_and_spreads_a_spike() -> None:
     assert np.allclose(matrix @ matrix.T, np.eye(piece)), "orthogonal"
     values = np.arange(1000, dtype=np.float32)
     assert not np.allclose(rotate(values, SEED), rotate(values, "00" * 32)), "another seed, other signs"
+
+
+def test_turning_back_is_the_same_on_every_machine() -> None:
+    """What is learnt from a sum is computed again by whoever verifies it: no matrix product, no order of its own."""
+    turned = np.arange(-2000.0, math.prod(padded(3000)) - 2000) * 0.1
+    turned *= turned
+    found = rotate_back(turned, SEED, 3000)
+    matrix = np.array([[(-1.0) ** (row & column).bit_count() for column in range(256)] for row in range(256)])
+    np.testing.assert_allclose(np.abs(found[:256]), np.abs(matrix @ turned[:256]) / 16, rtol=1e-9, atol=1e-9)
+    assert digest(found.tobytes()).hex()[:16] == "5648834580978e67"
 
 
 # --- rounding and noise

@@ -14,6 +14,7 @@ from cloister.learn.private import clip_factors
 from cloister.vector.errors import TaskError
 
 VALUES_AT_ONCE = 1 << 24  # of rows' gradients: 64 MiB
+SQUARED_AT_ONCE = 1 << 16
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -64,12 +65,23 @@ class RowGradients:
             rows = slice(bounds[first], bounds[last] if last < len(bounds) else len(y))
             tensors = {name: each.detach() for name, each in self._trained.items()}
             found = self._each(tensors, x[rows], y[rows])
-            flat = torch.cat([found[name].reshape(len(y[rows]), -1) for name in self._trained], dim=1)
+            each = [found[name].reshape(len(y[rows]), -1) for name in self._trained]
             if starts is not None:
-                flat = _means(flat, starts[first:last] - starts[first])
-            factors = clip_factors(flat.double().square().sum(1).numpy(), clip)
-            total += torch.from_numpy(factors) @ flat
+                each = [_means(part, starts[first:last] - starts[first]) for part in each]
+            factors = torch.from_numpy(clip_factors(torch.stack([*map(_squares, each)]).sum(0).numpy(), clip))
+            for into, part in zip(torch.split(total, [part.shape[1] for part in each]), each, strict=True):
+                into += factors @ part
         return total
+
+
+def _squares(rows: torch.Tensor) -> torch.Tensor:
+    """float64[n]: of the L2 norms of float32[n, d], in pieces that a core's cache holds in double precision."""
+    at_once = max(1, SQUARED_AT_ONCE // rows.shape[1])
+    found = torch.empty(len(rows), dtype=torch.float64)
+    for piece, into in zip(torch.split(rows, at_once), torch.split(found, at_once), strict=True):
+        wide = piece.double()
+        torch.linalg.vecdot(wide, wide, out=into)
+    return found
 
 
 def _parts(bounds: list[int], rows: int, at_once: int) -> list[tuple[int, int]]:

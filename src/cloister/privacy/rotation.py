@@ -7,8 +7,8 @@ https://arxiv.org/abs/2102.06387.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from cloister.vector.layout import padded
 
 Floats32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
-FACTOR = 64  # the lowest bits of the transform are one matrix product
+FACTOR_BITS = 5  # of the transform in one matrix product: 32 x 32
 
 
 def rotate(values: Floats32 | Floats, seed: str) -> Floats32:
@@ -28,42 +28,54 @@ def rotate(values: Floats32 | Floats, seed: str) -> Floats32:
     found = np.zeros(pieces * piece, np.float32)
     found[: values.size] = values
     found *= _signs(seed, found.size)
-    return _hadamard(found.reshape(pieces, piece)).reshape(-1)
+    return _products(found.reshape(pieces, piece)).reshape(-1)
 
 
-def rotate_back(rotated: npt.NDArray[np.float64], seed: str, size: int) -> npt.NDArray[np.float64]:
-    """Undoes `rotate`. Args: rotated: [padded(size)], what the sum opened to. Returns: float64[size]."""
-    pieces, piece = padded(size)
-    found = _hadamard(rotated.astype(np.float32).reshape(pieces, piece)).reshape(-1)
+def rotate_back(rotated: Floats, seed: str, size: int) -> Floats:
+    """Undoes `rotate`, bit for bit the same on every machine: what is learnt from a sum is verified elsewhere.
+
+    Args: rotated: float64[padded(size)], what the sum opened to. Returns: float64[size].
+    """
+    found = _butterflies(rotated.astype(np.float64), padded(size)[1])
     found *= _signs(seed, found.size)
-    return found[:size].astype(np.float64)
+    return found[:size]
 
 
-def _hadamard(x: Floats32) -> Floats32:
-    """Each row times the orthonormal Hadamard matrix; overwrites x. The transform is its own inverse."""
-    piece = x.shape[1]
-    low = min(FACTOR, piece)
-    scratch = np.empty(piece, np.float32)
-    for row in x:
-        np.matmul(row.reshape(-1, low), _matrix(low, piece), out=scratch.reshape(-1, low))
-        here, there, half = scratch, row, low
-        while half < piece:
-            pairs, into = here.reshape(-1, 2, half), there.reshape(-1, 2, half)
-            np.add(pairs[:, 0], pairs[:, 1], out=into[:, 0])
-            np.subtract(pairs[:, 0], pairs[:, 1], out=into[:, 1])
-            here, there, half = there, here, 2 * half
-        if here is scratch:
-            row[:] = scratch
-    return x
+def _products(x: Floats32) -> Floats32:
+    """Each row times the orthonormal Hadamard matrix. A large one is the Kronecker product of small ones, so it is a
+    few products with matrices that stay in a core's cache; in which order these add up is the library's affair."""
+    pieces, piece = x.shape
+    bits = piece.bit_length() - 1
+    steps = -(-bits // FACTOR_BITS)
+    left, right = pieces, piece
+    for step in range(steps - 1):
+        factor = 1 << (bits // steps + (step < bits % steps))
+        right //= factor
+        x = np.matmul(_matrix(factor, 1.0), x.reshape(left, factor, right))
+        left *= factor
+    turned: Floats32 = np.matmul(x.reshape(left, right), _matrix(right, 1.0 / math.sqrt(piece)))
+    return turned.reshape(pieces, piece)
 
 
-@lru_cache(maxsize=8)
-def _matrix(size: int, piece: int) -> Floats32:
-    """The Hadamard matrix of this size, over the square root of the piece's."""
+def _butterflies(x: Floats, piece: int) -> Floats:
+    """The same of float64[pieces * piece] by sums and differences alone, in one order. Overwrites x."""
+    here, there, half = x, np.empty_like(x), 1
+    while half < piece:
+        pairs, into = here.reshape(-1, 2, half), there.reshape(-1, 2, half)
+        np.add(pairs[:, 0], pairs[:, 1], out=into[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=into[:, 1])
+        here, there, half = there, here, 2 * half
+    here *= 1.0 / math.sqrt(piece)
+    return here
+
+
+@lru_cache(maxsize=32)
+def _matrix(size: int, scale: float) -> Floats32:
+    """The Hadamard matrix of this size, times the scale."""
     found = np.ones((1, 1), np.float32)
     while len(found) < size:
         found = np.block([[found, found], [found, -found]])
-    return found * np.float32(piece**-0.5)
+    return found * np.float32(scale)
 
 
 def _signs(seed: str, size: int) -> Floats32:
@@ -73,14 +85,3 @@ def _signs(seed: str, size: int) -> Floats32:
     drawn = [stream.words(min(CHUNK, words - at)) for at in range(0, words, CHUNK)]
     bits = np.unpackbits(np.concatenate(drawn).view(np.uint8), count=size, bitorder="little")
     return 1.0 - 2.0 * bits.astype(np.float32)
-
-
-def _butterflies(x: Any, first: int) -> Any:
-    """Sums and differences of the coordinates `first`, 2 * first, 4 * first ... apart. Overwrites x, float[2**m]."""
-    here, there, half = x, np.empty_like(x), first
-    while half < x.size:
-        pairs, into = here.reshape(-1, 2, half), there.reshape(-1, 2, half)
-        np.add(pairs[:, 0], pairs[:, 1], out=into[:, 0])
-        np.subtract(pairs[:, 0], pairs[:, 1], out=into[:, 1])
-        here, there, half = there, here, 2 * half
-    return here
