@@ -182,7 +182,10 @@ class ProcessEngine:
             yield Part((site,), None, fault)
         summed = [site for site in sites if site not in faults]
         if summed and not apart:
-            yield Part(summed, np.add.reduce([shared.sum_of(at, coder) for at in range(self._count)], axis=0))
+            total = shared.sum_of(0, coder).copy()
+            for at in range(1, self._count):
+                total += shared.sum_of(at, coder)
+            yield Part(summed, total)
 
     def _begin(self, query: Query, coder: FixedPoint, apart: bool) -> tuple[Shared, Header]:
         """The query's tensors into shared memory, empty sums, and workers if there are none that could use them."""
