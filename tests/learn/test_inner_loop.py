@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloister as cl
 from cloister import learn
@@ -154,6 +155,34 @@ def test_convolutions_train_as_plain_torch_does_in_either_order(model: Any, inne
     np.testing.assert_allclose(delta, after - flat, atol=2e-5)
     again = ours.train(flat, rows, seed=5, round_=1).delta
     np.testing.assert_array_equal(again, delta)
+
+
+class Steps(TorchDispatchMode):
+    """Counts calls that change the vector of all weights."""
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        super().__init__()
+        self.count, self._at, self._size = 0, flat.data_ptr(), flat.numel()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        written = func.overloadpacket.__name__.endswith("_") and isinstance(args[0], torch.Tensor)
+        self.count += written and args[0].data_ptr() == self._at and args[0].numel() == self._size
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("model", [Net, viewing])
+def test_weights_and_gradients_are_one_vector_each_and_a_step_is_one_call(model: Any) -> None:
+    ours, flat, rows, _ = images(model, 20)
+    ours.train(flat, rows, seed=5, round_=1)  # settles the layout
+    with Steps(ours.flat) as steps:
+        trained = ours.train(flat, rows, seed=5, round_=1)
+    assert trained.steps == 8
+    assert steps.count == 8 + 1, "the broadcast is copied in once"
+    for vector, tensors in (
+        (ours.flat, list(ours.module.parameters())),
+        (ours._gradient, [each.grad for each in ours.module.parameters()]),
+    ):
+        assert {each.untyped_storage().data_ptr() for each in tensors} == {vector.untyped_storage().data_ptr()}
 
 
 def test_a_lone_last_row_joins_the_batch_before_where_there_is_batch_norm() -> None:

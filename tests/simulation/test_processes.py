@@ -33,3 +33,32 @@ def test_ctrl_c_in_the_middle_of_a_fork_is_not_lost():
     finally:
         signal.signal(signal.SIGINT, before)
         press.clear()
+
+
+def test_who_has_no_ticket_left_takes_another_s():
+    shared = Shared(3, 1, 1)
+    shared.deal(1, [(0, 5), (5, 7), (7, 8)])
+    shared.deal(2, [(8, 9)])
+    assert [shared.take(at) for at in (1, 0, 2, 2, 1)] == [(0, 5), (5, 7), (8, 9), (7, 8), None]
+    shared.close()
+
+
+def test_tickets_follow_rows_the_large_sites_alone_the_small_ones_together():
+    class Sized:
+        def rows(self, site: str) -> int:
+            return int(site)
+
+    class Engine:
+        data = Sized()
+
+    sites = [str(rows) for rows in (1000, 400, *[10] * 60)]
+    tickets = ProcessEngine(Engine(), 2)._tickets(sites)
+    assert [start for start, _ in tickets] == [0, *(stop for _, stop in tickets[:-1])]
+    assert tickets[-1][1] == len(sites)
+    sizes = [stop - start for start, stop in tickets]
+    assert sizes[:2] == [1, 1]
+    assert max(sizes) > 10
+    assert sizes[-1] == 1
+    even = ProcessEngine(NoSites(), 2)
+    even._serial.data = {}
+    assert even._tickets(["a"] * 8)[-1] == (7, 8)
