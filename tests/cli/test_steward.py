@@ -198,13 +198,22 @@ def test_the_linter_knows_what_carries_rows(tmp_path: Path, tensors: dict[str, A
     assert [note.level for note in lint(job)] == ["fine"]
 
 
+def listens_at(process: subprocess.Popen[str]) -> set[str]:
+    import psutil
+
+    found = psutil.Process(process.pid).net_connections("tcp")
+    return {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN}
+
+
 @pytest.fixture
 def page(site: Path) -> Iterator[str]:
     """The address of the real review page."""
     command = [sys.executable, "-m", "cloister.cli", "site", "review", "--web", "-f", str(site), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    yield json.loads(process.stdout.readline())["url"]
+    url = json.loads(process.stdout.readline())["url"]
+    assert listens_at(process) == {"127.0.0.1"}
+    yield url
     process.terminate()
     process.wait(20)
 
@@ -226,6 +235,8 @@ def test_the_page_is_for_the_steward_alone(site: Path, tmp_path: Path, page: str
     code, text = status_of(page + job.digest.hex())
     assert code == 200
     assert "Robbing the Fed" in text
+    assert "changes since the last approved version" in text
+    assert re.search(r'<span class="plus">\+\s+self\.wide\.bias', text), "the diff shows what was added"
     assert "<script" not in text
     assert not re.search(r"(src|href)=\"(?!/)", text), "nothing from elsewhere"
     secret = re.search(r'name="secret" value="([^"]+)"', text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -133,6 +134,40 @@ def test_rounds_are_answered_in_the_hours_of_the_policy(folder: SiteFolder) -> N
         shut = [decide_plan(policy, upload_bytes=1, min_survivors=3, minute=at) for at in shut_at]
         assert {decision.rule for decision in shut} == {"allow.hours"}
         assert hours[:5] in shut[0].reason
+
+
+@pytest.mark.parametrize(
+    ("rule", "written", "plan"),
+    [
+        ("allow.datasets", 'datasets = ["else"]', None),
+        ("allow.analysts", 'analysts = ["dr.no"]', None),
+        ("allow.declarative", "declarative = false", None),
+        ("privacy.require", 'require = "rows"', None),
+        ("allow.max_upload_mb", "max_upload_mb = 1", {"upload_bytes": 2 << 20}),
+        ("allow.min_cohort", "min_cohort = 5", {"sites": 4}),
+        ("allow.min_survivors", "min_survivors = 4", {"min_survivors": 3}),
+        ("allow.seals", 'seals = ["complete"]', {"seal": "regular"}),
+        ("allow.hours", 'hours = "08:00-09:00"', {"minute": 700}),
+    ],
+)
+def test_every_refusal_names_the_line_of_the_policy(
+    folder: SiteFolder, declarative: cl.Job, rule: str, written: str, plan: dict[str, Any] | None
+) -> None:
+    text = policy_toml(["breast-cancer"])
+    at = next(n for n, line in enumerate(text.splitlines()) if line.startswith(f"{rule.partition('.')[2]} ="))
+    lines = [*text.splitlines()[:at], written, *text.splitlines()[at + 1 :]]
+
+    def ask() -> Decision:
+        policy = folder.policy().as_policy(NONE)
+        asked = {"upload_bytes": 1, "min_survivors": 5, "sites": 5, **(plan or {})}
+        return decide_job(policy, declarative, "dr.lee") if plan is None else decide_plan(policy, **asked)
+
+    (folder.root / "policy.toml").write_text(text)
+    assert ask().allow, "as the policy was, it is allowed"
+    (folder.root / "policy.toml").write_text("\n".join(lines))
+    decision = ask()
+    assert (decision.allow, decision.rule, decision.line) == (False, rule, at + 1)
+    assert decision.told.endswith(f"({rule}; policy.toml, line {at + 1}).")
 
 
 def test_a_refusal_names_the_line(folder: SiteFolder, declarative: cl.Job) -> None:
