@@ -21,7 +21,7 @@ from . import mnist
 from .table import SEEDS, fraction
 
 CLIENTS, ROWS_EACH, ROUNDS, BUCKETS, BAD = 50, 100, 8, 10, 2
-ATTACKS = ("none", "sign-flip:20", "ipm:20", "backdoor:0")
+ATTACKS = ("none", "label-flip", "alie:20", "sign-flip:20", "ipm:20", "backdoor:0")
 AGGREGATES: dict[str, Any] = {
     "mean": None,
     "Median": cl.Median(buckets=BUCKETS),

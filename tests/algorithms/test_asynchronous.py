@@ -123,6 +123,8 @@ def test_the_same_bits_on_any_engine_with_masks_and_after_an_interruption(tmp_pa
     told = [event for event in runs[-1].events if event.get("stage") == "train"]
     assert [event["clock"] for event in told] == sorted(event["clock"] for event in told)
     assert max(event["staleness"] for event in told) > 0
+    assert runs[-1].history["clock"].tolist()[1:] == [event["clock"] for event in told]
+    assert "clock" not in cl.simulate(regression(cl.FedAvg(2)), data).history
 
 
 def test_nobody_waits_for_the_slowest_and_the_model_is_as_good_sooner(monkeypatch):

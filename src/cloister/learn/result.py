@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MEASURED = ("train_loss", "loss", "accuracy", "site_accuracy", "auc", "rmse", "mae")
 COST = ("seconds", "bytes_up", "bytes_down")
+TIMED = ("clock", "staleness")  # of an asynchronous simulation
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,16 @@ class Result:
 
         Columns: round, sites (that were summed), rows, clipped (coordinates cut to their bound), then what was
         measured (train_loss; loss, accuracy, site_accuracy (plain mean over sites), auc or rmse, mae; on test rows),
-        and seconds, bytes_up, bytes_down (all sites together) where the events tell.
+        and seconds, bytes_up, bytes_down (all sites together) where the events tell; of an asynchronous simulation
+        the virtual clock and the mean staleness of what was summed, in versions.
         """
         rows = [dict(row) for row in self.state.facts.get("history", ())]
         for row in rows:
             event = self.trained.get(row["round"], {})
             row.update({name: added(event[name]) for name in COST if event.get(name)})
+            row.update({name: event[name] for name in TIMED if name in event})
         table = pd.DataFrame(rows)
-        known = [name for name in ("round", "sites", "rows", "clipped", *MEASURED, *COST) if name in table]
+        known = [name for name in ("round", "sites", "rows", "clipped", *MEASURED, *COST, *TIMED) if name in table]
         table = table[[*known, *(name for name in table if name not in known)]]
         return table.astype({name: np.float64 for name in table if name in (*MEASURED, *COST)})
 
