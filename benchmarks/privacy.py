@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 import cloister as cl
 from cloister.algorithms import Terms
+from cloister.learn.comparison import Comparison
 from cloister.learn.models import Model
 from cloister.learn.net_task import NetModel
 from cloister.learn.prepare import Rows
@@ -35,6 +38,7 @@ from cloister.privacy.rotation import rotate
 ROOT = Path(__file__).resolve().parents[1]
 EPSILONS = (1.0, 2.0, 4.0, 8.0, None)
 SEEDS = 5
+METRICS = {"auc": "AUC", "accuracy": "accuracy"}
 
 
 def best(work: Callable[[], object], times: int = 5) -> float:
@@ -159,10 +163,9 @@ def heart() -> tuple[cl.Job, object, int | None] | None:
     return job, sites, None
 
 
-def utility(out: Path) -> None:
-    from matplotlib.figure import Figure
-
-    found, out = [], out.resolve()
+def utility(out: Path, write: bool) -> None:
+    """Five seeds for each epsilon; what is not private needs one."""
+    found, beside, out = [], {}, out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     for name, made in (("breast cancer", breast_cancer()), ("heart", heart())):
         if made is None:
@@ -171,39 +174,63 @@ def utility(out: Path) -> None:
         for epsilon in EPSILONS:
             privacy = None if epsilon is None else dataclasses.replace(job.privacy, epsilon=epsilon)
             for seed in range(SEEDS if epsilon else 1):
-                ran = cl.simulate(dataclasses.replace(job, privacy=privacy), data, sites, baselines=seed == 0)
-                table = ran.table if seed == 0 else None
-                if table is not None:
-                    pooled, alone = table.loc["pooled"], table.loc["local-only"]
-                scores = measured(ran, data, sites)
-                found.append(
-                    {
-                        "data": name,
-                        "epsilon": np.inf if epsilon is None else epsilon,
-                        "spent": np.inf if epsilon is None else ran.privacy.epsilon,
-                        **scores,
-                        "pooled_auc": pooled["auc"],
-                        "local_auc": alone["auc"],
-                    }
-                )
-    table = pd.DataFrame(found).groupby(["data", "epsilon"]).agg(["mean", "min", "max"])
-    shown = table[[("accuracy", "mean"), ("auc", "mean"), ("auc", "min"), ("auc", "max"), ("pooled_auc", "mean")]]
-    print(shown.round(3).to_string())
-    table.to_csv(out / "utility.csv")
+                print(f"{name}: epsilon {epsilon or 'infinite'}, {seed + 1} of {SEEDS if epsilon else 1}", flush=True)
+                ran = cl.simulate(dataclasses.replace(job, privacy=privacy), data, sites, baselines=epsilon is None)
+                spent = {"data": name, "epsilon": epsilon or np.inf, "spent": ran.privacy.epsilon or np.inf}
+                found.append({**spent, **measured(ran, data, sites)})
+                beside[name] = ran.comparison
+    runs = pd.DataFrame(found)
+    runs.to_csv(out / "utility.csv", index=False)
+    table = runs.groupby(["data", "epsilon"])[list(METRICS)].agg(["mean", "min", "max"])
+    lines = tabulated(table, beside)
+    drawn(table, beside).savefig(out / "utility.svg", metadata={"Date": None})
+    print("\n".join([*lines, f"table and plot in {out}"]))
+    if write and len(beside) == 2:
+        (ROOT / "docs" / "privacy-utility.svg").write_bytes((out / "utility.svg").read_bytes())
+        page, inside = (
+            ROOT / "docs" / "privacy.md",
+            re.compile("(<!-- utility -->\n).*?(<!-- /utility -->)", re.DOTALL),
+        )
+        body = "\n".join(lines) + "\n"
+        page.write_text(inside.sub(lambda marks: marks[1] + body + marks[2], page.read_text()))
+
+
+def tabulated(table: pd.DataFrame, beside: dict[str, Comparison]) -> list[str]:
+    """A markdown table: the mean over seeds, and from the worst to the best."""
+    names = [f"ε = {each:g}" if each else "ε = ∞" for each in EPSILONS]
+    lines = ["| | " + " | ".join([*names, "pooled, ε = ∞", "each site alone, ε = ∞"]) + " |"]
+    lines.append("|---" * (len(names) + 3) + "|")
+    for name, comparison in beside.items():
+        for metric, title in METRICS.items():
+            cells = [
+                f"{row['mean']:.3f}" + (f" ({row['min']:.3f} to {row['max']:.3f})" if row["max"] > row["min"] else "")
+                for _, row in table.loc[name][metric].iterrows()
+            ]
+            alone = ", ".join(f"{value:.3f}" for value in comparison.local_values(metric).values())
+            lines.append(
+                f"| {name}, {title} | " + " | ".join([*cells, f"{comparison.pooled[metric]:.3f}", alone]) + " |"
+            )
+    return lines
+
+
+def drawn(table: pd.DataFrame, beside: dict[str, Comparison]) -> Figure:
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-    names = sorted({row["data"] for row in found})
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        mine = table.loc[name]
+    for axes, (name, comparison) in zip(
+        figure.subplots(1, len(beside), squeeze=False)[0], beside.items(), strict=True
+    ):
+        mine = table.loc[name]["auc"]
         places = range(len(mine))
-        axes.plot(places, mine["auc"]["mean"], "o-", color="#2f5bd8", label="federated, private")
-        axes.fill_between(places, mine["auc"]["min"], mine["auc"]["max"], color="#2f5bd8", alpha=0.2)
-        axes.axhline(mine["pooled_auc"]["mean"].iloc[-1], color="#23835f", ls="--", label="pooled, not private")
-        axes.axhline(mine["local_auc"]["mean"].iloc[-1], color="#b8651b", ls="--", label="a site alone")
-        axes.set(title=name, xlabel="epsilon", ylabel="AUC", xticks=list(places))
+        axes.plot(places, mine["mean"], "o-", color="#2f5bd8", label="federated")
+        axes.fill_between(places, mine["min"], mine["max"], color="#2f5bd8", alpha=0.2)
+        axes.axhline(comparison.pooled["auc"], color="#23835f", ls="--", label="pooled, not private")
+        for at, value in enumerate(comparison.local_values("auc").values()):
+            axes.axhline(
+                value, color="#b8651b", ls=":", lw=1.0, label="each site alone, not private" if at == 0 else None
+            )
+        axes.set(title=name, xlabel="ε", ylabel="AUC", xticks=list(places))
         axes.set_xticklabels(["∞" if np.isinf(each) else f"{each:g}" for each in mine.index])
         axes.legend(fontsize=8)
-    figure.savefig(out / "utility.svg")
-    print(f"table and plot in {out}")
+    return figure
 
 
 def measured(ran: cl.Result, data: object, sites: int | None) -> dict[str, float]:
@@ -218,11 +245,12 @@ def measured(ran: cl.Result, data: object, sites: int | None) -> dict[str, float
         said.append(predict(ran.job, ran.state, trainer.data.features)[trainer.test])
         truth.append(trainer.y[trainer.test])
     scores = measure(ran.job.kind, np.concatenate(truth), np.concatenate(said))
-    return {name: float(scores[name]) for name in ("accuracy", "auc")}
+    return {name: float(scores[name]) for name in METRICS}
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--utility", type=Path, metavar="FOLDER", help="measure utility instead of speed")
+    options.add_argument("--write", action="store_true", help="the table and the plot into docs/privacy.md")
     chosen = options.parse_args()
-    speed() if chosen.utility is None else utility(chosen.utility)
+    speed() if chosen.utility is None else utility(chosen.utility, chosen.write)

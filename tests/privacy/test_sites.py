@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from tests.privacy.conftest import make_job
 
 import cloister as cl
+from cloister.cli.evidence import read_evidence
 from cloister.privacy.accounting import Event, events_from_json
 from cloister.privacy.noise import Stream
 from cloister.privacy.release import conditional_radius, deviation_of, grid, noisy_steps
 from cloister.privacy.rotation import rotate, rotate_back
-from cloister.round import private
+from cloister.round import private, verify
 from cloister.round.contribute import contribute
 from cloister.seal.threshold import colluders_tolerated, threshold
 from cloister.vector import Answer, FixedPoint, Layout, Query, digest
@@ -146,11 +148,15 @@ def many(clouds: pd.DataFrame) -> dict[str, Any]:
     return {"data": clouds, "sites": 20, "partition": "iid"}
 
 
-def test_masks_and_ideal_give_the_same_model(many: dict[str, Any]) -> None:
+def test_masks_and_ideal_give_the_same_model_which_verifies(many: dict[str, Any], tmp_path: Path) -> None:
     few = {**many, "sites": 6, "reproducible": True}
-    both = [cl.simulate(make_job(SITE), **few, seal=seal) for seal in ("ideal", "masks")]
+    both = [cl.simulate(make_job(SITE), **few, seal=seal, folder=tmp_path / seal) for seal in ("ideal", "masks")]
     assert both[0].model_bytes == both[1].model_bytes
     assert "hides nobody" in both[0].privacy.sentence
+    both[1].save(tmp_path / "masks")
+    verdict = verify(read_evidence(tmp_path / "masks"))
+    assert verdict.ok
+    assert {claim.of: claim.outcome for claim in verdict.claims}["model"] == "proven"
 
 
 def test_a_result_states_what_sites_spent_and_who_must_be_honest(many: dict[str, Any]) -> None:
@@ -209,6 +215,8 @@ def test_central_noise_is_for_simulations_and_says_so(many: dict[str, Any]) -> N
     ran = cl.simulate(job, **many)
     assert any("a simulation, no federation" in each for each in ran.privacy.conditions)
     assert ran.model_bytes != cl.simulate(job, **many).model_bytes, "there is noise"
+    with pytest.raises(UsageError, match="central noise comes after it"):
+        cl.simulate(job, **many, seal="masks")  # what was opened, and is evidence, would be without noise
     with pytest.raises(ContextMismatch, match="central noise is for simulations"):
         private.check(job, Query("profile", private.census(), 10))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cloister.job import Job
+from cloister.job import Job, RowDP
 from cloister.vector.errors import PolicyRefused
 
 SEALS = ("complete", "regular")  # the graphs of masks that plans name; both hold against a malicious coordinator
@@ -105,7 +105,7 @@ def decide_job(policy: Policy, job: Job, analyst: str) -> Decision:
         reason = f"the job's privacy protects {UNITS[unit]}, this site requires {policy.require}."
         return policy.decision(False, "privacy.require", reason, "Add privacy=cl.RowDP(...) to the job, say.")
     column = policy.units.get(job.data.name, "")
-    if unit == "rows" and column and getattr(getattr(job, "privacy", None), "unit", None) != column:
+    if isinstance(job.privacy, RowDP) and column and job.privacy.unit != column:
         reason = f"rows of {job.data.name!r} belong to a {column!r}, which the job's privacy does not count by."
         return policy.decision(False, "data.unit", reason, f"Say privacy=cl.RowDP(..., unit={column!r}).")
     return _decide_code(policy, job.ships_code, digest, analyst)
@@ -157,7 +157,7 @@ def decide_plan(
 
 def privacy_unit(job: Job) -> str:
     """Whose presence the job's differential privacy protects: "rows", "sites", or "none"."""
-    return str(getattr(getattr(job, "privacy", None), "protects", "none"))
+    return "none" if job.privacy is None else job.privacy.protects
 
 
 def _names(allowed: tuple[str, ...], analyst: str) -> bool:

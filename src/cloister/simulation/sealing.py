@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cloister.job import Job
+from cloister.job import Job, SiteDP
 from cloister.round.evidence import SIMULATION, Content, RoundEvidence, file_of, round_files, trust_file
 from cloister.seal.buckets import check_buckets, partition
 from cloister.seal.client import SealClient, mask_together
@@ -109,7 +109,7 @@ class Masks:
       keep: takes the files of the evidence (`round.evidence`) as they come into being.
       graph: of every round, instead of the one for its number of sites.
     Attributes: receipts: signed, in order.
-    Raises: UsageError: more sites than one sealed sum carries.
+    Raises: UsageError: more sites than one sealed sum carries; noise that comes after the sum, under no receipt.
     """
 
     apart = True
@@ -125,6 +125,11 @@ class Masks:
             raise UsageError(
                 f'seal="masks" carries at most {MAX_SITES} sites, not {len(sites)}.',
                 mend='Use seal="ideal": it gives the same model, bit for bit.',
+            )
+        if isinstance(job.privacy, SiteDP) and job.privacy.central:
+            raise UsageError(
+                'seal="masks" opens a sum that holds its noise; central noise comes after it.',
+                mend='Use seal="ideal".',
             )
         self.receipts: list[bytes] = []
         self._job, self._run, self._round, self._keep = job, os.urandom(16), 0, keep

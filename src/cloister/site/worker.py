@@ -67,14 +67,14 @@ def _tell_schema(outgoing: BinaryIO, setup: dict[str, Any]) -> None:
 
 def _serve(incoming: BinaryIO, outgoing: BinaryIO, setup: dict[str, Any], bundle: bytes, walls: list[str]) -> None:
     from cloister import learn
-    from cloister.job import Job
+    from cloister.job import Job, RowDP
 
     try:
         job = Job.from_bytes(bundle)
         memory = None if setup["memory"] is None else learn.InFolder(Path(setup["memory"]))
         trainer = learn.Trainer(
             job,
-            _data(setup, getattr(getattr(job, "privacy", None), "unit", None)),
+            _data(setup, job.privacy.unit if isinstance(job.privacy, RowDP) else None),
             setup["site"],
             learn.Workshop(job, memory),
         )
