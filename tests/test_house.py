@@ -30,6 +30,7 @@ UNTRUSTED = {  # in rooms of the trusted base, but no site's safety rests on it
     "round/verify.py": "an auditor's",
     "vector/total.py": "opens sums: at the coordinator, at an auditor; no site does",
     "site/budget.py": "shows people what the ledger says, and charges nothing",
+    "privacy/statement.py": "the sentence in an analyst's results",
 }
 PACKAGE_LINES = 26_000  # engines, attacks, privacy and the steward's tools ship with it
 FILE_LINES = 600

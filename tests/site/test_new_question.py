@@ -13,7 +13,7 @@ import pytest
 import cloister as cl
 from cloister.site import runs
 from cloister.site.runs import SiteRun
-from cloister.vector import Answer, Layout, Query
+from cloister.vector import Answer, FixedPoint, Layout, Query
 from cloister.vector.layout import Block
 
 
@@ -92,6 +92,48 @@ def test_an_asynchronous_algorithm_lets_it_end_until_it_is_too_old(tmp_path: Pat
     assert np.allclose(aged["delta"], 1 / np.sqrt(3))
     assert aged["train_loss"] == 1.0
     assert not cl.FedAvg(rounds=9).serves(questions[0], questions[1])
+
+
+def test_what_was_masked_once_is_handed_in_for_its_own_question_alone(tmp_path: Path) -> None:
+    """A round that is void by the coordinator's word may have opened: a later sum with the same update, over others,
+    would differ from it by single sites."""
+    folder = SimpleNamespace(root=tmp_path, state=lambda run: tmp_path)
+    ledger = SimpleNamespace(charge=lambda charge, limit: SimpleNamespace(hash="00"))
+    desk: Any = SimpleNamespace(journal=None, site="bern", folder=folder, ledger=ledger)
+    desk.tell, desk.note = lambda event, **facts: None, lambda event, **facts: None
+    layout = Layout((Block("delta", (2,), bound=1.0),))
+    questions = [Query("train", layout, 1, config={"round": round_, "step": round_}) for round_ in range(3)]
+
+    class Ready:
+        alive = True
+
+        async def answer(self, query: Query, data: bytes) -> Answer:
+            return Answer(1, {"delta": np.ones(2, np.float32)})
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    async def ready() -> Any:
+        return Ready()
+
+    async def act() -> list[Query]:
+        run: Any = SiteRun(desk, "00" * 16)
+        run._accepted = SimpleNamespace(job=SimpleNamespace(algorithm=cl.FedBuff(9, buffer=3), privacy=None))
+        run._ready_worker, run._limit, desk.upload = ready, lambda charge: None, nothing
+        begun = []
+        async with asyncio.TaskGroup() as run._tasks:
+            for at, question in enumerate(questions):
+                run._train(bytes([at]), question, b"")
+                begun.append(run._training[0])
+                if at == 1:
+                    plan = SimpleNamespace(round=at, coder=FixedPoint(question.sealed_layout, 5))
+                    seal = SimpleNamespace(mask=lambda words: (b"header", b"payload"))
+                    await run._contribute(SimpleNamespace(query=question, plan=plan, seal=seal, charge=None))
+                    run._train(bytes([0]), questions[0], b"")  # the question that it was begun for
+                    assert run._training[0] is questions[0]
+        return begun
+
+    assert asyncio.run(act()) == [questions[0], questions[0], questions[2]]
 
 
 @pytest.mark.parametrize(("summed", "left"), [(("bern", "kent"), False), (("kent", "oslo"), True)])
