@@ -22,11 +22,12 @@ from cloister.vector.errors import MalformedMessage
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 MAX_FACTS_BYTES = 1 << 26  # facts are for people; a header above 64 MiB is an attack (safetensors allows 100 MB)
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def canonical(data: Any) -> bytes:
     """JSON with sorted keys, no spaces, ASCII only: equal content, equal bytes. Raises ValueError on NaN."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    return _JSON.encode(data).encode("ascii")
 
 
 def digest(data: bytes) -> bytes:
