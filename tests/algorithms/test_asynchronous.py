@@ -162,3 +162,13 @@ def test_a_simulation_refuses_what_asynchrony_has_no_place_for():
         cl.simulate(regression(cl.FedBuff(rounds=1)), data)
     with pytest.raises(UsageError, match="no rounds that a site could be late for"):
         cl.simulate(regression(cl.FedBuff(rounds=1, buffer=3)), data, deadline=2.0)
+
+
+def test_a_federation_measures_no_model_before_the_last_and_privacy_covers_no_old_updates():
+    with pytest.raises(JobError, match="patience"):
+        cl.FedBuff(rounds=1, patience=2).require_federation()
+    cl.FedBuff(rounds=1).require_federation()
+    assert [cl.FedBuff(rounds=1, buffer=7).enough(asked) for asked in (5, 10)] == [5, 7]
+    task = cl.Torch(cl.nets.Linear(), "bce", cl.SGD(0.1))
+    with pytest.raises(JobError, match="means of deltas only"):
+        cl.Job(cl.Table("t", target="y"), task, cl.FedBuff(rounds=1), privacy=cl.RowDP(epsilon=1.0, delta=1e-5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cloister.learn.memory import InFolder
 from cloister.learn.models import load_back_end
 from cloister.learn.result import Result
 from cloister.privacy import PrivacyStatement
-from cloister.round import Program, choose_cohort, private, run
+from cloister.round import Program, private, run
 from cloister.simulation.attacks import AttackedEngine, Attackers, Backdoor, Malice, backdoor_success, malice_of
 from cloister.simulation.baselines import compare
 from cloister.simulation.clock import Clock
@@ -107,7 +107,7 @@ def simulate(
     if baselines:
         comparison = compare(job, tables, state, lambda line: observe({"event": "baseline", "model": line}))
     observe({"event": "done"})
-    statement = _statement(job, state, seal, tables, reproducible)
+    statement = _statement(job, state, seal, events, reproducible)
     conditions = _conditions(job, state, columns, tables, malice)
     return Result(job, state, statement, events, sealing.receipts, comparison, conditions)
 
@@ -150,8 +150,8 @@ def _timing(
     return {"clock": Clock(job.algorithm, list(tables), job.seed, Pace(job.seed, tables))}
 
 
-def _statement(job: Job, state: State, seal: str, tables: Collection[str], reproducible: bool) -> PrivacyStatement:
-    asked = len(choose_cohort(list(tables), job.algorithm.cohort, job.seed, 0))
+def _statement(job: Job, state: State, seal: str, events: Sequence[Event], reproducible: bool) -> PrivacyStatement:
+    asked = min(event["sites"] for event in events if event["event"] == "round")
     how = seal if job.algorithm.sealed else "unsealed"
     return private.statement(job, state, how, asked, reproducible=reproducible)
 
