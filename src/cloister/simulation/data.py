@@ -98,13 +98,17 @@ def columns_of(job: Job, data: Shards) -> dict[str, Any]:
 class Renamed(Mapping[str, Any]):
     """A mapping under site ids, read when it is asked.
 
-    Attributes: rows: how many a site has, without reading it, where the mapping can say that.
+    Attributes:
+      rows: how many a site has, without reading it, where the mapping can say that.
+      ahead: prepares for a site that is asked next, where the mapping can do that.
     """
 
     def __init__(self, data: Mapping[Any, Any], keys: Mapping[str, Any]) -> None:
         self._data, self._keys = data, keys
         if hasattr(data, "rows"):
             self.rows = lambda site: data.rows(keys[site])
+        if hasattr(data, "ahead"):
+            self.ahead = lambda site: data.ahead(keys[site])
 
     def __getitem__(self, site: str) -> Any:
         return self._data[self._keys[site]]
