@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,6 +144,18 @@ def test_sites_share_the_noise_of_a_sealed_sum(federation: tuple[Loopback, Any],
     entries = Ledger(hub.site("kent") / "ledger.db").entries()[before:]
     assert {each.unit for each in entries} == {"sites"}
     assert epsilon([event for each in entries for event in each.events], 1e-3) == result.privacy.epsilon
+
+
+def test_a_second_agent_on_a_folder_is_refused_and_charges_nothing(
+    federation: tuple[Loopback, Any], first: Result
+) -> None:
+    kent = federation[0].site("kent")
+    before = Ledger(kent / "ledger.db").entries()
+    second = [sys.executable, "-m", "cloister.cli", "site", "run", str(kent)]
+    done = subprocess.run(second, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "another agent" in done.stderr + done.stdout
+    assert Ledger(kent / "ledger.db").entries() == before
 
 
 def test_a_ledger_that_was_put_back_is_noticed_by_the_federation(

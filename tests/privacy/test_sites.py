@@ -25,7 +25,7 @@ from cloister.round import private, verify
 from cloister.round.contribute import contribute
 from cloister.seal.threshold import colluders_tolerated, threshold
 from cloister.vector import Answer, FixedPoint, Layout, Query, digest
-from cloister.vector.errors import BoundError, ContextMismatch, JobError, UsageError
+from cloister.vector.errors import BoundError, ContextMismatch, JobError, LayoutError, UsageError
 from cloister.vector.layout import Block, padded
 
 SEED = "5e" * 32
@@ -208,6 +208,22 @@ def test_an_adaptive_clip_costs_no_more(many: dict[str, Any]) -> None:
     delta, below = private.layout_of(job, query, terms).blocks
     joint = (delta.noise.multiplier**-2 + below.noise.multiplier**-2) ** -0.5
     assert joint == pytest.approx(terms.multiplier), "two releases that cost what one does"
+
+
+@pytest.mark.parametrize("sites", [3, 16, 17, 100, 2000])
+def test_noise_that_fits_never_wraps_and_is_never_weighted(sites: int) -> None:
+    """Every site at its longest, with a draw further out than will ever be seen: the sum is still read rightly."""
+    noise = grid(1.0, 400, 1.0, shared=True)
+    block = Block("x", (400,), bound=1.0, clip=1.0, noise=noise)
+    coder = FixedPoint(Layout((block,)), sites, 32)
+    furthest = int(noise.radius + 30 * deviation_of(noise, max(1, threshold(sites) // 3)))
+    words, total = np.zeros(coder.size, coder.dtype), np.zeros(coder.size, coder.dtype)
+    coder.put_steps(words, "x", np.full(400, furthest))
+    for _ in range(sites):
+        total += words
+    assert coder.decode(total)["x"][0] == pytest.approx(sites * furthest * noise.step)
+    with pytest.raises(LayoutError, match="noise and weights"):
+        dataclasses.replace(block, weighted=True)
 
 
 def test_central_noise_is_for_simulations_and_says_so(many: dict[str, Any]) -> None:

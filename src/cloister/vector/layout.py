@@ -124,6 +124,8 @@ class Block:
             raise LayoutError(f"block {self.name!r}: clip {self.clip} is not a positive number")
         if any(side < 0 for side in self.shape):
             raise LayoutError(f"block {self.name!r}: shape {self.shape} has a negative side")
+        if self.noise is not None and self.weighted:
+            raise LayoutError(f"block {self.name!r} has noise and weights: its cost would depend on rows")
 
     @property
     def size(self) -> int:
