@@ -134,7 +134,8 @@ def test_sites_take_part_through_both_kinds_of_proxy(hospital: Hospital, patient
     agents = {site: steward.start("site", "run", site, "--json") for site in ways}
     (folder / "job.py").write_text(JOB)
     code = hospital.invited["lee"].encode()
-    submitting = steward.start("submit", "job.py", "--invitation", code, "--wait", "--json")
+    way = ("--proxy", hospital.reads, "--proxy-ca", str(hospital.ca))  # the analyst sits in the same hospital
+    submitting = steward.start("submit", "job.py", "--invitation", code, *way, "--wait", "--json")
     steward.wait_for(submitting, "waiting for the operator")
     admit(hospital.operator.folder / "federation", hospital.operator.folder / "root.key")
     assert submitting.wait(120) == 0, steward.said(submitting)
@@ -145,6 +146,7 @@ def test_sites_take_part_through_both_kinds_of_proxy(hospital: Hospital, patient
     read = hospital.requests(hospital.reads)
     masked = [each["sent"] for each in read if "/v1/messages" in each["path"] and "masked" in each["sent"]]
     assert masked, "the proxy did read what kent sent"
+    assert any("/v1/jobs" in each["path"] for each in read), "and the analyst's job"
     assert not hospital.requests(hospital.tunnels), "and nothing of lyon's"
     asked = status(folder / "oslo")["rounds_asked"]
     assert {status(folder / site)["roster"] for site in ways} == {2}  # the one in which they were admitted

@@ -44,5 +44,7 @@ def test_a_password_is_told_to_nobody_but_the_proxy() -> None:
 
 
 def test_a_ca_that_is_none_is_refused() -> None:
-    with pytest.raises(UsageError, match="no certificate"):
+    with pytest.raises(UsageError, match="no certificate of the coordinator"):
+        Proxy().context("")
+    with pytest.raises(UsageError, match="holds no certificate"):
         Proxy(authority="-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").context("")

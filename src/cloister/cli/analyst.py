@@ -1,6 +1,6 @@
 """An analyst's folder, and the coordinator as an analyst sees it: submit, watch, fetch.
 
-analyst.json   id, federation, the coordinator's address and pinned certificate
+analyst.json   id, federation, the coordinator's address and pinned certificate, the proxy on the way
 identity.key   the analyst's Ed25519 key, readable by its owner only
 rosters/       the rosters accepted, as signed by the root
 sequence       the number of the last envelope
@@ -14,16 +14,17 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cloister.seal.identity import Identity, fingerprint_words
 from cloister.seal.roster import Roster
+from cloister.site.reach import read_proxy
 from cloister.site.rosters import Rosters
 from cloister.site.settings import write_private
 from cloister.vector.errors import NotInRoster, UsageError
-from cloister.wire import CoordinatorClient, Invitation, enroll, fetch_certificate, fetch_roster
+from cloister.wire import CoordinatorClient, Invitation, Proxy, enroll, fetch_certificate, fetch_roster
 from cloister.wire.api import revive
 
 ADMISSION_SECONDS = 600.0  # a person compares words meanwhile
@@ -44,12 +45,15 @@ class Analyst:
     url: str
     certificate: str
     root: bytes
+    proxy: Proxy = field(default_factory=Proxy)
 
     @classmethod
-    async def join(cls, code: str, folder: Path) -> Analyst:
+    async def join(cls, code: str, folder: Path, proxy_url: str = "", proxy_ca: Path | None = None) -> Analyst:
         """Makes the key, here, and enrols it. Joining again with the same folder is a no-op.
 
-        Raises: InvitationError; UsageError: the folder belongs to another member; Unreachable.
+        Args: proxy_url, proxy_ca: of a proxy on the way out, as `wire.Proxy` has them; kept in analyst.json.
+        Raises: InvitationError; UsageError: the folder belongs to another member; Unreachable. RosterRefused: who
+          answers shows a roster that the invitation's root key did not sign.
         """
         invitation = Invitation.decode(code)
         if invitation.role != "analyst":
@@ -61,10 +65,13 @@ class Analyst:
             if (held.id, held.federation) != (invitation.id, invitation.federation):
                 raise UsageError(f"{folder} belongs to {held.id!r} of {held.federation!r}.", mend="Choose --folder.")
             return held
-        certificate = await fetch_certificate(invitation)
-        identity = Identity.generate(os.urandom)
-        await enroll(invitation, identity, certificate)
+        proxy = read_proxy(proxy_url, proxy_ca)
+        certificate = await fetch_certificate(invitation, proxy)
         folder.mkdir(parents=True, exist_ok=True)
+        known = (folder, invitation.id, invitation.federation, invitation.url, certificate, invitation.root, proxy)
+        await cls(*known).rosters().follow_latest()
+        identity = Identity.generate(os.urandom)
+        await enroll(invitation, identity, certificate, proxy)
         write_private(folder / "identity.key", identity.to_bytes())
         facts = {
             "id": invitation.id,
@@ -72,6 +79,8 @@ class Analyst:
             "url": invitation.url,
             "certificate": certificate,
             "root": invitation.root.hex(),
+            "proxy": proxy_url,
+            "proxy_ca": "" if proxy_ca is None else str(proxy_ca.resolve()),
         }
         write_private(folder / "analyst.json", json.dumps(facts, indent=2).encode())
         return cls.open(folder)
@@ -81,8 +90,9 @@ class Analyst:
         """Raises: UsageError: no analyst's folder."""
         try:
             facts = json.loads((folder / "analyst.json").read_text())
-            root = bytes.fromhex(facts["root"])
-            return cls(folder, facts["id"], facts["federation"], facts["url"], facts["certificate"], root)
+            root, ca = bytes.fromhex(facts["root"]), facts.get("proxy_ca")
+            proxy = read_proxy(facts.get("proxy", ""), Path(ca) if ca else None)
+            return cls(folder, facts["id"], facts["federation"], facts["url"], facts["certificate"], root, proxy)
         except (OSError, ValueError, KeyError):
             raise UsageError(
                 f"{folder} is no analyst's folder.",
@@ -101,7 +111,7 @@ class Analyst:
         """The rosters verified so far, from the pinned root onwards."""
 
         async def fetch(version: int | str) -> bytes:
-            return await fetch_roster(self.url, self.certificate, version, PATIENCE_SECONDS)
+            return await fetch_roster(self.url, self.certificate, version, PATIENCE_SECONDS, self.proxy)
 
         return Rosters(self.folder / "rosters", self.root, self.federation, fetch)
 
@@ -135,6 +145,7 @@ class Analyst:
             coordinator=roster.coordinators[0].id,
             patience_seconds=PATIENCE_SECONDS,
             on_retry=notify,
+            proxy=self.proxy,
         )
         async with client:
             yield client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,9 +69,10 @@ def _signature(envelope: bytes) -> bytes:
 
 async def _rosters(analyst: Analyst) -> list[bytes]:
     """All versions, from the first; they are judged when they are verified."""
-    newest = await fetch_roster(analyst.url, analyst.certificate)
+    fetch = functools.partial(fetch_roster, analyst.url, analyst.certificate, proxy=analyst.proxy)
+    newest = await fetch()
     version = Roster.from_bytes((fields(newest) or [b""])[0]).version
-    older = [await fetch_roster(analyst.url, analyst.certificate, each) for each in range(1, version)]
+    older = [await fetch(each) for each in range(1, version)]
     return [*older, newest]
 
 

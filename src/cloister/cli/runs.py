@@ -23,6 +23,12 @@ DEFAULT_OUT = Path("results")
 def submit(
     job_file: Annotated[Path, typer.Argument(metavar="JOB.py", help="The job file.")],
     invitation: Annotated[str | None, typer.Option(help="The first time: the invitation, cloister1:...")] = None,
+    proxy: Annotated[
+        str, typer.Option(metavar="URL", help="The first time: the way out, http://[USER:PASSWORD@]HOST:PORT.")
+    ] = "",
+    proxy_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The first time: PEM of the CA of a proxy that opens TLS.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end and fetch its results.")] = False,
     out: Out = DEFAULT_OUT,
     folder: Folder = DEFAULT_FOLDER,
@@ -37,7 +43,8 @@ def submit(
     job = complete(load_job(job_file))
 
     async def act() -> tuple[str, dict[str, Any] | None]:
-        analyst = await Analyst.join(invitation, folder) if invitation else Analyst.open(folder)
+        joined = Analyst.join(invitation, folder, proxy, proxy_ca) if invitation else None
+        analyst = await joined if joined else Analyst.open(folder)
         async with analyst.connect(say) as client:
             run = await client.submit(job.to_bytes())
             if not wait:

@@ -47,8 +47,13 @@ class Proxy:
     def context(self, certificate_pem: str) -> ssl.SSLContext:
         """What the channel's other end is judged by. Args: certificate_pem: the pinned one.
 
-        Raises: UsageError: `authority` holds no certificate.
+        Raises: UsageError: `authority` holds no certificate, or there is neither.
         """
+        if not self.authority and not certificate_pem:  # the system's list of CAs would vouch for anybody
+            raise UsageError(
+                "no certificate of the coordinator is pinned here, and no proxy's CA is named.",
+                mend="Name the CA of the proxy that you joined through.",
+            )
         if not self.authority:
             context = ssl.create_default_context(cadata=certificate_pem)
             context.check_hostname = False  # this one certificate is pinned, whatever name it is reached by
@@ -72,9 +77,10 @@ class Proxy:
         way = self.shown(url)
         mend = "Check the address and the network, and that the coordinator runs."
         if "CERTIFICATE_VERIFY_FAILED" in str(fault):
-            mend = "If your own proxy opens TLS, name its CA: `[proxy] ca` in site.toml. Else someone is in between."
+            mend = "If your own proxy opens TLS, name its CA (--proxy-ca; `[proxy] ca` in site.toml)."
+            mend += " Else someone is in between."
             if self.authority:
-                mend = "The certificate there is not one of the proxy's CA: check `[proxy] ca` in site.toml."
+                mend = "The certificate there is not one of the proxy's CA: check that file."
         elif isinstance(fault, httpx2.ProxyError) and str(fault).startswith("407"):
             mend = "The proxy asks who you are: http://USER:PASSWORD@HOST:PORT."
         elif way:
