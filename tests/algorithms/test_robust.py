@@ -166,6 +166,11 @@ def test_fltrust_asks_the_trusted_alone_and_then_all_others_in_buckets(monkeypat
         w = w + fltrust([np.mean([deltas[name] for name in group], axis=0) for group in others], reference)
     assert np.allclose(result.state.tensors["model"], w, atol=2e-5)
     assert [row["round"] for row in result.state.facts["history"]] == [0, 1, 2, 3, 4]
+    assert [event["sites"] for event in result.trained.values()] == [20] * 4
+    told = [event for event in result.events if event.get("stage") == "train"]
+    assert [event["sites"] for event in told] == [4, 20] * 4
+    spent = [sum(sum(event["seconds"].values()) for event in told[at : at + 2]) for at in range(0, 8, 2)]
+    assert np.allclose(result.history["seconds"].tolist()[1:], spent), "what both questions took"
 
 
 @pytest.mark.parametrize("attack", ["sign-flip:10", "ipm:10"])

@@ -106,9 +106,20 @@ class Result:
 
     @property
     def trained(self) -> dict[int, Mapping[str, Any]]:
-        """The event of each round of training, by its number from 1 on."""
+        """The event of each round of training, by its number from 1 on.
+
+        Of a round of several questions (FLTrust) it is the last one's, with the seconds and bytes of all.
+        """
         rounds = (event for event in self.events if event.get("event") == "round" and event.get("stage") == "train")
-        return {event["trained"]: event for event in rounds}
+        found: dict[int, Mapping[str, Any]] = {}
+        before: list[Mapping[str, Any]] = []  # questions of a round that has another
+        for event in rounds:
+            if event["trained"] <= max(found, default=0):
+                before.append(event)
+                continue
+            costs = {name: _together([each[name] for each in (*before, event)]) for name in COST if name in event}
+            found[event["trained"]], before = {**event, **costs}, []
+        return found
 
     @property
     def final(self) -> dict[str, float | None]:
@@ -186,6 +197,13 @@ class Result:
         for number, receipt in enumerate(self.receipts):
             (path / "receipts" / f"{number:05d}.receipt").write_bytes(receipt)
         (path / "report.html").write_text(self.report(), "utf-8")
+
+
+def _together(amounts: Sequence[Any]) -> Any:
+    """Costs of several questions: totals, or each by phase or site."""
+    if not all(isinstance(each, Mapping) for each in amounts):
+        return sum(map(added, amounts))
+    return {name: sum(each.get(name, 0.0) for each in amounts) for each in amounts for name in each}
 
 
 def added(amount: Any) -> float:
