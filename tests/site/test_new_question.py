@@ -94,7 +94,7 @@ def test_an_asynchronous_algorithm_lets_it_end_until_it_is_too_old(tmp_path: Pat
     assert not cl.FedAvg(rounds=9).serves(questions[0], questions[1])
 
 
-def test_what_was_masked_once_is_handed_in_for_its_own_question_alone(tmp_path: Path) -> None:
+def test_what_was_masked_once_is_handed_in_for_that_question_alone(tmp_path: Path) -> None:
     """A round that is void by the coordinator's word may have opened: a later sum with the same update, over others,
     would differ from it by single sites."""
     folder = SimpleNamespace(root=tmp_path, state=lambda run: tmp_path)
@@ -126,10 +126,10 @@ def test_what_was_masked_once_is_handed_in_for_its_own_question_alone(tmp_path: 
                 run._train(bytes([at]), question, b"")
                 begun.append(run._training[0])
                 if at == 1:
-                    plan = SimpleNamespace(round=at, coder=FixedPoint(question.sealed_layout, 5))
+                    plan = SimpleNamespace(round=at, query=b"\1", coder=FixedPoint(question.sealed_layout, 5))
                     seal = SimpleNamespace(mask=lambda words: (b"header", b"payload"))
                     await run._contribute(SimpleNamespace(query=question, plan=plan, seal=seal, charge=None))
-                    run._train(bytes([0]), questions[0], b"")  # the question that it was begun for
+                    run._train(bytes([at]), question, b"")  # asked again after a void round: the same answer
                     assert run._training[0] is questions[0]
         return begun
 

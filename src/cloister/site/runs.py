@@ -101,7 +101,8 @@ class SiteRun:
         self._memory = RunMemory(desk.folder.root / "memory" / run, desk.site)
         # the question, its answer, and its name: of a voided round it serves again
         self._training: tuple[Query, asyncio.Task[Answer], bytes] | None = None
-        self._masked: asyncio.Task[Answer] | None = None  # the training whose answer may have left, under masks
+        # the training whose answer may have left under masks, and the name of the question that this was for
+        self._masked: tuple[asyncio.Task[Answer], bytes] | None = None
         self._steps: dict[str, Callable[[Envelope], Awaitable[None]]] = {
             "job": self._announced,
             "open": self._opened,
@@ -342,8 +343,11 @@ class SiteRun:
         if self._training is not None:
             begun, known, asked = self._training
             failed = known.done() and (known.cancelled() or known.exception() is not None)
-            # two sums with one answer in both would differ by the others: once masked it is for its question alone
-            if not failed and (asked == name or (known is not self._masked and self._serves(begun, query))):
+            if self._masked is not None and self._masked[0] is known:
+                serves = self._masked[1] == name  # two sums that one answer is in would differ by those of others
+            else:
+                serves = asked == name or self._serves(begun, query)
+            if serves and not failed:
                 return
         task = asyncio.create_task(self._answer(query, data, self._stop_training()))
         self._training = (query, task, name)
@@ -389,7 +393,7 @@ class SiteRun:
             raise self._in_our_words(fault) from None
         charged = await asyncio.to_thread(self._desk.ledger.charge, round.charge, self._limit(round.charge))
         self._desk.note("charged", run=self.run, round=round.plan.round, charge=charged.hash)
-        self._masked = task
+        self._masked = task, round.plan.query
         header, payload = await asyncio.to_thread(round.seal.mask, words)
         self._desk.note("answered", run=self.run, round=round.plan.round, type="masked", message=digest(header).hex())
         await self._desk.upload(header, payload, self.run, round.plan.round)
