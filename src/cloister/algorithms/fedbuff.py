@@ -2,10 +2,10 @@
 Aggregation", AISTATS 2022, algorithms 1 and 2. https://arxiv.org/abs/2106.06639
 
 Nobody waits for the slowest: sites train all the time, and the server's model moves whenever `buffer` of them are
-ready. The buffer is a sealed sum over the first that are. A site that still trains drops out of it, keeps its update at
-home, and hands it in to a later one: trained from a model that is `tau` versions old by then, times 1 / sqrt(1 + tau),
-which the site itself sees to. An update that is older than `max_staleness` is never handed in. Sites weigh by their
-rows, where the paper has equal sites.
+ready. The buffer is a sealed sum over the first that are. A site that still trains drops out of it, keeps its update
+at home, and hands it in to a later one: trained from a model that is `tau` versions old by then, times
+1 / sqrt(1 + tau), which the site itself sees to. An update that is older than `max_staleness` is never handed in.
+Sites weigh by their rows, where the paper has equal sites.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FEWEST = 3  # sites whose sum opens
 @dataclass(frozen=True)
 class FedBuff(FedAvg):
     """Attributes:
-    cohort: the fraction of the sites that train at any time (the paper's concurrency); in a federation, that are asked.
+    cohort: the fraction of the sites that train at any time (the paper's concurrency), in a federation: are asked.
     buffer: how many updates move the model: the paper's K. A round of the history is one of these moves. A federation
       takes more than two thirds of the sites that are asked, as its sealed sums do.
     max_staleness: versions; older updates are thrown away where they are.
