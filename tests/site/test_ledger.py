@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ import pytest
 from cloister.privacy.accounting import Event, epsilon
 from cloister.seal.identity import Identity
 from cloister.site import budget
+from cloister.site.journal import Journal
 from cloister.site.ledger import Charge, Ledger, Limit, accounts, dataset_key
-from cloister.vector.errors import BadSignature, EnvironmentFailure, PolicyRefused, StateLocked
+from cloister.site.restore import write_off
+from cloister.vector.errors import BadSignature, EnvironmentFailure, PolicyRefused, StateLocked, UsageError
 
 TODAY, TOMORROW = "2030-01-01T10:00:00+00:00", "2030-01-02T10:00:00+00:00"
 HEART = dataset_key("/data/heart.csv", "")
@@ -95,6 +98,44 @@ def test_the_ledger_only_grows_and_shows_what_was_altered(ledger: Ledger, tmp_pa
     beside.commit()
     with pytest.raises(EnvironmentFailure, match="broken at entry 2"):
         ledger.charge(a_charge(3), None)
+
+
+def test_what_was_read_before_is_not_read_again_and_may_not_shrink(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.charge(a_charge(0), None)
+    older = sqlite3.connect(":memory:")
+    sqlite3.connect(tmp_path / "ledger.db").backup(older)
+    ledger.charge(a_charge(1), None)
+    beside = Ledger(tmp_path / "ledger.db", lambda: TODAY)
+    beside.charge(a_charge(2), None)
+    assert [entry.round for entry in ledger.entries()] == [0, 1, 2], "what another agent charged counts"
+    assert ledger.entries() == beside.entries()
+    older.backup(sqlite3.connect(tmp_path / "ledger.db"))
+    for _ in range(2):
+        with pytest.raises(EnvironmentFailure, match="an older copy was put in its place"):
+            ledger.charge(a_charge(3), None)
+    assert len(Ledger(tmp_path / "ledger.db").entries()) == 1
+
+
+def test_charges_are_counted_for_each_federation(ledger: Ledger) -> None:
+    for federation, counts in (("hearts", 1), ("lungs", 1), ("hearts", 7), ("hearts", 0)):
+        ledger.charge(dataclasses.replace(a_charge(0, ()), federation=federation, counts=counts), None)
+    assert [ledger.charges(name) for name in ("hearts", "lungs", "others")] == [8, 1, 0]
+
+
+def test_what_a_restored_ledger_lacks_counts_as_spent(folder: Path) -> None:
+    """The budget is spent in full, and the number is the federation's again."""
+    ledger = Ledger(folder / "ledger.db")
+    ledger.charge(dataclasses.replace(a_charge(0), federation="hearts"), None)
+    assert write_off(folder, 9) == {"site": "oslo", "lost": 8, "datasets": ["heart"]}
+    assert ledger.charges("hearts") == 9
+    assert min(each["left"] for each in budget.account(folder)["datasets"]) == 0.0
+    with pytest.raises(UsageError, match="lacks no charge: it has 9"):
+        write_off(folder, 9)
+    with closing(Journal(folder / "journal.db")) as journal:
+        assert [entry.kind for entry in journal.entries()] == ["charged", "written-off"]
+        journal.log("charged", charge="ab" * 32)  # which this ledger never held
+    assert write_off(folder, 0)["lost"] == 0
+    assert ledger.charges("hearts") == 9
 
 
 def test_an_older_copy_lacks_what_the_journal_knows(tmp_path: Path) -> None:

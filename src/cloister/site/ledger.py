@@ -113,6 +113,7 @@ class Ledger:
 
     def __init__(self, path: Path, now: Callable[[], str] = utc_now) -> None:
         self._path, self._now, self._lock = path, now, threading.Lock()
+        self._known: list[Charge] = []  # read and checked before; the file only grows
         with self._translated():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -131,7 +132,7 @@ class Ledger:
         with self._lock, self._translated():
             self._db.execute("BEGIN IMMEDIATE")  # another agent on the same ledger waits here
             try:
-                at, before = self._now(), list(self._entries())
+                at, before = self._now(), self._entries()
                 _within(wanted, limit, before, at)
                 number, previous = len(before) + 1, bytes.fromhex(before[-1].hash) if before else ZERO
                 body = wanted.body(number, at)
@@ -154,17 +155,34 @@ class Ledger:
         with self._lock, self._translated():
             return list(self._entries())
 
-    def _entries(self) -> Iterator[Charge]:
-        previous = ZERO
-        rows = self._db.execute("SELECT number, body, hash FROM charge ORDER BY number").fetchall()
-        for expected, (number, body, chained) in enumerate(rows, start=1):
+    def _entries(self) -> list[Charge]:
+        known = self._known
+        count, last = self._db.execute(
+            "SELECT count(*), max(CASE WHEN number = ?1 THEN hash END) FROM charge WHERE number <= ?1", (len(known),)
+        ).fetchone()
+        if known and (count, last) != (len(known), bytes.fromhex(known[-1].hash)):
+            self._read_on([])  # says where, if it was altered
+            raise EnvironmentFailure(
+                f"the ledger {self._path} lacks charges that it held before: an older copy was put in its place.",
+                mend="Put the newest copy back, and start the site again.",
+            )
+        self._known = self._read_on(known)
+        return self._known
+
+    def _read_on(self, known: list[Charge]) -> list[Charge]:
+        """`known` and what was added since. Raises: EnvironmentFailure: that does not follow."""
+        question = "SELECT number, body, hash FROM charge WHERE number > ? ORDER BY number"
+        rows, found = self._db.execute(question, (len(known),)).fetchall(), list(known)
+        previous = bytes.fromhex(known[-1].hash) if known else ZERO
+        for expected, (number, body, chained) in enumerate(rows, start=len(known) + 1):
             if number != expected or chained != digest(previous + body):
                 raise EnvironmentFailure(
                     f"the ledger {self._path} is broken at entry {expected}: it was altered.",
                     mend="Compare it with a backup before this site answers again.",
                 )
             previous = chained
-            yield _read(number, body, chained)
+            found.append(_read(number, body, chained))
+        return found
 
     def head(self) -> str:
         """The hash of the newest charge, hex; 64 zeros before the first."""

@@ -27,22 +27,16 @@ def write_off(folder: Path, seen: int) -> dict[str, Any]:
     here = SiteFolder(folder)
     settings, policy = here.settings(), here.policy()
     with closing(Ledger(here.ledger)) as ledger, closing(Journal(here.journal)) as journal:
+        held = ledger.charges(settings.federation)
         noted = [entry.facts["charge"] for entry in journal.entries("charged")]
-        behind = bool(noted) and not ledger.holds(noted[-1])
-        lost = max(seen, len(noted)) - ledger.charges(settings.federation)
-        if lost <= 0 and not behind:
-            raise UsageError(
-                f"the ledger of {settings.id} lacks no charge: it has {ledger.charges(settings.federation)}.",
-                mend="The number is the one that the refusal names.",
-            )
-        counts, none = max(lost, 0), ""
-        for name, source in settings.data.items():
-            budget = policy.budget.get(name)
+        lost = max(seen, len(noted), held) - held
+        if not lost and (not noted or ledger.holds(noted[-1])):
+            mend = "The number is the one that the refusal names."
+            raise UsageError(f"the ledger of {settings.id} lacks no charge: it has {held}.", mend=mend)
+        for at, (name, source) in enumerate(settings.data.items()):
+            budget, key = policy.budget.get(name), dataset_key(source.where, source.unit)
             events = None if budget is None else (Event(ALL * noise_multiplier(budget.epsilon, budget.delta, ONCE)),)
-            key = dataset_key(source.where, source.unit)
-            missing = Charge(key, name, "lost", events, none, 0, none, settings.federation, counts)
-            charged = ledger.charge(missing, None)
-            journal.log("charged", run="", charge=charged.hash)
-            counts = 0
+            missing = Charge(key, name, "lost", events, "", 0, "", settings.federation, 0 if at else lost)
+            journal.log("charged", run="", charge=ledger.charge(missing, None).hash)
         journal.log("written-off", lost=lost, seen=seen)
     return {"site": settings.id, "lost": lost, "datasets": list(settings.data)}
