@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from tests.privacy.conftest import make_job
 
 import cloister as cl
 from cloister.cli.app import run
+from cloister.cli.audit import _pictures
 from cloister.learn import private as steps
 from cloister.simulation.audit import audit, best_guesses, gaussian_bound, lower_bound
 from cloister.vector.errors import UsageError
@@ -83,6 +86,18 @@ def test_the_command_writes_a_page_and_fails_loudly(
     monkeypatch.setattr(steps, "grid", lambda *a, **k: dataclasses.replace(sound(*a, **k), deviation=100.0))
     assert run(command) == 1
     assert "BROKEN" in (tmp_path / "audit/report.html").read_text()
+
+
+def test_rows_that_are_images_are_shown_as_images() -> None:
+    """Side by side: the row, what its own update gives away, the sealed sum, the noise; others as a strip of colour."""
+    names = ("the row", "its own update", "the sealed sum", "with noise")
+    for size, square in ((64, True), (63, False)):
+        drawn = _pictures(SimpleNamespace(pictures=dict.fromkeys(names, np.arange(float(size)))))
+        images = re.findall(
+            r'<image [^>]*width="([0-9.]+)" height="([0-9.]+)"', re.sub('xlink:href="[^"]*"', "", drawn)
+        )
+        assert len(images) == 4
+        assert all((abs(float(wide) - float(high)) < 2) == square for wide, high in images)
 
 
 def test_only_what_claims_privacy_of_rows_is_audited(clouds: pd.DataFrame) -> None:
