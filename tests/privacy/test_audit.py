@@ -89,7 +89,7 @@ def test_the_command_writes_a_page_and_fails_loudly(
 
 
 def test_rows_that_are_images_are_shown_as_images() -> None:
-    """Side by side: the row, what its own update gives away, the sealed sum, the noise; others as a strip of colour."""
+    """Side by side: the row, its own update, the sealed sum, the noise; other rows are strips of colour."""
     names = ("the row", "its own update", "the sealed sum", "with noise")
     for size, square in ((64, True), (63, False)):
         drawn = _pictures(SimpleNamespace(pictures=dict.fromkeys(names, np.arange(float(size)))))
