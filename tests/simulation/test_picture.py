@@ -105,5 +105,6 @@ def test_late_sites_drop_out_of_training_alone_and_every_engine_agrees(whole, ma
     assert not any(event["dropped"] for event in rounds if event["stage"] != "train")
     with pytest.raises(RoundVoid, match="a later deadline"):
         cl.simulate(job, whole, sites=12, partition="iid", deadline=0.3)
-    with pytest.raises(UsageError, match="no positive number"):
-        cl.simulate(job, whole, sites=12, deadline=0.0)
+    for deadline in (0.0, "soon"):
+        with pytest.raises(UsageError, match="is not positive"):
+            cl.simulate(job, whole, sites=12, deadline=deadline)

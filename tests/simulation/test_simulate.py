@@ -82,7 +82,7 @@ def test_too_many_dropouts_open_nothing(whole, make_job, seal):
         cl.simulate(make_job(), whole, sites=5, seal=seal, dropouts={4: ["site-1", "site-2"]})
 
 
-@pytest.mark.parametrize("dropouts", [-0.1, 1.0, {3: ["nobody"]}])
+@pytest.mark.parametrize("dropouts", [-0.1, 1.0, "a", {3: ["nobody"]}])
 def test_senseless_dropouts_are_refused(whole, make_job, dropouts):
     with pytest.raises(UsageError, match="dropouts"):
         cl.simulate(make_job(), whole, dropouts=dropouts)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import cloister as cl
+from cloister.round import Policy
 from cloister.site import runs
 from cloister.site.runs import SiteRun
-from cloister.vector import Answer, FixedPoint, Layout, Query
+from cloister.vector import Answer, CloisterError, FixedPoint, Layout, Query
+from cloister.vector.errors import ContextMismatch, ThresholdTooLow, TooFewSites
 from cloister.vector.layout import Block
 
 
@@ -59,6 +61,35 @@ def test_a_new_question_waits_for_a_new_worker(tmp_path: Path) -> None:
             return await run._training[1]
 
     assert asyncio.run(act()).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "lines"), [(ThresholdTooLow, {"allow.assume_colluders": 7}), (TooFewSites, {}), (ContextMismatch, {})]
+)
+def test_what_the_seal_refuses_by_the_policy_names_its_line(
+    tmp_path: Path, fault: type[CloisterError], lines: dict[str, int]
+) -> None:
+    folder = SimpleNamespace(root=tmp_path, state=lambda run: tmp_path)
+    ledger = SimpleNamespace(charges=lambda federation: 0)
+    desk: Any = SimpleNamespace(journal=None, site="bern", folder=folder, ledger=ledger)
+    desk.settings = SimpleNamespace(federation="clinics")
+
+    async def nothing(*given: Any) -> Any:
+        return SimpleNamespace(waits=False)
+
+    def refuse(message: bytes) -> None:
+        raise fault("no", mend="as it was")
+
+    desk.follow_log = nothing
+    run: Any = SiteRun(desk, "00" * 16)
+    run._known = run._accept = nothing
+    run._decide = lambda known: known
+    run._policy = lambda: Policy(lines=lines)
+    run._new_seal = lambda *given: SimpleNamespace(open=refuse)
+    with pytest.raises(fault) as caught:
+        asyncio.run(run._opened(SimpleNamespace(body=b"")))
+    told = "allow.assume_colluders: policy.toml, line 7" if lines else "as it was"
+    assert caught.value.mend == told
 
 
 def test_an_asynchronous_algorithm_lets_it_end_until_it_is_too_old(tmp_path: Path) -> None:

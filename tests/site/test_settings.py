@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import cloister as cl
 from cloister.round import Decision, decide_job, decide_plan
+from cloister.seal.graph import default_graph
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ZERO32
 from cloister.seal.roster import Member, Roster, sign_roster
@@ -121,6 +122,7 @@ def test_the_rules_on_rounds(folder: SiteFolder) -> None:
     assert decide_plan(policy, upload_bytes=(200 << 20) + 1, min_survivors=3).rule == "allow.max_upload_mb"
     assert decide_plan(policy, upload_bytes=1, min_survivors=3, sites=2).rule == "allow.min_cohort"
     assert decide_plan(policy, upload_bytes=1, min_survivors=3, seal="none").rule == "allow.seals"
+    assert all(decide_plan(policy, upload_bytes=1, min_survivors=3, seal=default_graph(n)).allow for n in (5, 200))
 
 
 def test_rounds_are_answered_in_the_hours_of_the_policy(folder: SiteFolder) -> None:
@@ -146,7 +148,7 @@ def test_rounds_are_answered_in_the_hours_of_the_policy(folder: SiteFolder) -> N
         ("allow.max_upload_mb", "max_upload_mb = 1", {"upload_bytes": 2 << 20}),
         ("allow.min_cohort", "min_cohort = 5", {"sites": 4}),
         ("allow.min_survivors", "min_survivors = 4", {"min_survivors": 3}),
-        ("allow.seals", 'seals = ["complete"]', {"seal": "regular"}),
+        ("allow.seals", 'seals = ["complete"]', {"seal": default_graph(200)}),
         ("allow.hours", 'hours = "08:00-09:00"', {"minute": 700}),
     ],
 )

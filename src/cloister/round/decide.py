@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from cloister.job import Job, RowDP
 from cloister.vector.errors import PolicyRefused
 
-SEALS = ("complete", "regular")  # the graphs of masks that plans name; both hold against a malicious coordinator
+SEALS = ("complete", "sparse")  # kinds of graphs of masks: the first word of what plans name
 UNITS = {"none": "no privacy unit", "rows": "rows", "sites": "sites"}
 
 
@@ -28,7 +28,7 @@ class Policy:
         `signed_by`; of others as "reviewed").
       approved: hex digests of jobs. denied: of others, with the steward's reason.
       require: whose presence a job's differential privacy must protect: "none", "rows" or "sites".
-      seals: graphs of masks that a round may have.
+      seals: kinds of graphs of masks that a round may have.
       hours: minutes of the day, from and to, in which rounds are answered; None: always.
       min_cohort: fewest sites that a round asks. min_survivors: fewest sites in an opened sum.
       assume_colluders: sites assumed to collude with the coordinator; at least two others must remain.
@@ -56,6 +56,10 @@ class Policy:
 
     def decision(self, allow: bool, rule: str, reason: str, mend: str = "", *, waits: bool = False) -> Decision:
         return Decision(allow, rule, reason, mend, self.lines.get(rule, 0), waits)
+
+    def cited(self, *rules: str) -> str:
+        """Where the policy has these rules: for a refusal that the seal itself gives, following them."""
+        return "; ".join(f"{rule}: policy.toml, line {self.lines[rule]}" for rule in rules if rule in self.lines)
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def decide_plan(
     if min_survivors < policy.min_survivors:
         reason = f"the plan opens a sum of {min_survivors} sites, this site asks for {policy.min_survivors}."
         return policy.decision(False, "allow.min_survivors", reason)
-    if seal not in policy.seals:
+    if seal.partition("-")[0] not in policy.seals:
         return policy.decision(False, "allow.seals", f"the plan's seal is {seal!r}.")
     if minute is not None and policy.hours is not None and not _within(minute, *policy.hours):
         begin, end = (f"{at // 60:02}:{at % 60:02}" for at in policy.hours)

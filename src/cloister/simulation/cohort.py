@@ -244,6 +244,6 @@ def _checked(dropouts: Dropouts, sites: Collection[str]) -> Dropouts:
                 f"dropouts name {unknown[0]!r}.", mend=f"The sites are: {', '.join(sorted(sites)[:20])}."
             )
         return dropouts
-    if not 0.0 <= dropouts < 1.0:
-        raise UsageError(f"dropouts={dropouts} is not a probability below 1.", mend="Try dropouts=0.1.")
+    if not isinstance(dropouts, int | float) or not 0.0 <= dropouts < 1.0:
+        raise UsageError(f"dropouts={dropouts!r} is not a probability below 1.", mend="Try dropouts=0.1.")
     return dropouts

@@ -42,8 +42,8 @@ class Availability:
         if unknown := sorted(set(given) - set(sites) - {""}):
             known = ", ".join(sorted(sites)[:20])
             raise UsageError(f"availability names {unknown[0]!r}.", mend=f"The sites are: {known}.")
-        if not all(0.0 < each <= 1.0 for each in given.values()):
-            raise UsageError(f"availability={chance} is no chance above 0.", mend="Try availability=0.6.")
+        if not all(isinstance(each, int | float) and 0.0 < each <= 1.0 for each in given.values()):
+            raise UsageError(f"availability={chance!r} is no chance above 0.", mend="Try availability=0.6.")
 
     def there(self, sites: Sequence[str], step: int) -> list[str]:
         """Of these sites. Until three are there nobody begins, so there are three wherever so many can be."""
@@ -97,8 +97,8 @@ class Deadline:
     """
 
     def __init__(self, deadline: float, seed: int, data: Mapping[str, Any]) -> None:
-        if not 0.0 < deadline < math.inf:
-            raise UsageError(f"deadline={deadline} is no positive number.", mend="Try deadline=2, twice the median.")
+        if not isinstance(deadline, int | float) or not 0.0 < deadline < math.inf:
+            raise UsageError(f"deadline={deadline!r} is not positive.", mend="Try deadline=2, twice the median.")
         self._deadline, self._pace = deadline, Pace(seed, data)
 
     def late(self, sites: Sequence[str], step: int, attempt: int) -> Collection[str]:

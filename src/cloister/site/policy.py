@@ -44,7 +44,7 @@ class Allow(Strict):
     declarative: bool = False
     code: Literal["never", "reviewed", "signed-by"] = "never"
     signed_by: tuple[str, ...] = ()
-    seals: tuple[Literal["complete", "regular"], ...] = ("complete", "regular")
+    seals: tuple[Literal["complete", "sparse"], ...] = ("complete", "sparse")
     hours: Annotated[tuple[int, int] | None, BeforeValidator(_hours)] = None
     min_cohort: int = Field(default=3, ge=3)
     min_survivors: int = Field(default=3, ge=3)
@@ -172,7 +172,7 @@ analysts = ["*"]              # who may submit; "*" is every analyst of the sign
 declarative = true            # jobs that ship no code
 code = "reviewed"             # jobs that ship code: never | reviewed (`cloister site review`) | signed-by
 signed_by = []                # with "signed-by": analysts whose code runs unread; that of others is reviewed
-seals = ["complete", "regular"]  # graphs of masks; both hold against a malicious coordinator
+seals = ["complete", "sparse"]  # graphs of masks; both hold against a malicious coordinator
 hours = "00:00-24:00"         # when rounds are answered, in this machine's time; "20:00-06:00" spans midnight
 min_cohort = 3                # fewest sites that a round asks
 min_survivors = 3             # a sum of fewer sites is never opened with this site's help

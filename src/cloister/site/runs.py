@@ -40,13 +40,14 @@ from cloister.vector.errors import (
     PolicyRefused,
     StaleReceipt,
     TaskError,
+    ThresholdTooLow,
+    TooFewSites,
     UnexpectedMessage,
     Unreachable,
     WorkerDied,
 )
-from cloister.wire import Envelope
+from cloister.wire import Envelope, open_envelope
 from cloister.wire.api import JobNotice, Void
-from cloister.wire.envelope import open_envelope
 
 REPLIES = {"keylist": "shares", "survivors": "consistent", "consistency": "unmask"}
 VERDICT_SECONDS = 1.0  # between two looks for the verdict on a job that waits for one
@@ -106,10 +107,7 @@ class SiteRun:
         self._steps: dict[str, Callable[[Envelope], Awaitable[None]]] = {
             "job": self._announced,
             "open": self._opened,
-            "keylist": self._relayed,
-            "ciphertexts": self._relayed,
-            "survivors": self._relayed,
-            "consistency": self._relayed,
+            **dict.fromkeys(("keylist", "ciphertexts", "survivors", "consistency"), self._relayed),
             "receipt": self._receipted,
             "void": self._voided,
             "done": self._done,
@@ -251,7 +249,11 @@ class SiteRun:
         policy = self._policy()
         number = 1 + await asyncio.to_thread(self._desk.ledger.charges, self._desk.settings.federation)
         seal = self._new_seal(accepted, policy, number)
-        plan = seal.open(envelope.body)
+        try:
+            plan = seal.open(envelope.body)
+        except (ThresholdTooLow, TooFewSites) as fault:
+            fault.mend = policy.cited("allow.min_survivors", "allow.assume_colluders") or fault.mend
+            raise
         if (plan.run.hex(), plan.round) != (self.run, envelope.round) or plan.job != accepted.job.digest:
             raise ContextMismatch("the plan is of another run, round or job than its envelope and its announcement.")
         if plan.bits != accepted.job.bits:
