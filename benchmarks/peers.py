@@ -23,7 +23,7 @@ import page
 import round as sealed
 import simulation
 import workload
-from cloister.simulation.engine import cores
+from cloister.round.loop import cores
 
 HOME = page.HERE.parent / ".venv-peers"
 TORCH = "torch==2.13.0"

@@ -38,8 +38,9 @@ from cloister.algorithms import Terms, Trained
 from cloister.learn import trainer
 from cloister.learn.models import declarative
 from cloister.round import Program
+from cloister.round.loop import cores
 from cloister.simulation.cohort import LocalCohort
-from cloister.simulation.engine import Engine, cores, make_engine
+from cloister.simulation.engine import Engine, make_engine
 from cloister.simulation.sealing import Ideal
 from cloister.vector import State
 from workload import BATCH, CLIENTS, COHORT, LR, ROWS, Net, epoch, perceptron

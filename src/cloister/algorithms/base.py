@@ -24,6 +24,7 @@ from cloister.vector import Query, State, Total
 from cloister.vector.bundle import Array
 from cloister.vector.errors import JobError
 
+FEWEST = 3  # sites whose sum opens
 SAMPLINGS = ("uniform", "poisson")
 _REGISTRY: dict[str, type[Algorithm]] = {}
 

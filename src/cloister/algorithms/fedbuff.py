@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloister.algorithms.base import require_count
+from cloister.algorithms.base import FEWEST, require_count
 from cloister.algorithms.fedavg import FedAvg
 from cloister.algorithms.local import Site
 from cloister.vector import Query, State, Total
@@ -25,7 +25,6 @@ from cloister.vector.errors import JobError
 
 SIMULATED = "simulated"  # a fact of the state: sites are one process, which trains a late one when it hands in
 PAST = "past"  # of a question then: float32[max_staleness, d], the model one version ago, two ...
-FEWEST = 3  # sites whose sum opens
 
 
 @dataclass(frozen=True)

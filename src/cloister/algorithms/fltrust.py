@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cloister.algorithms.base import require_count
+from cloister.algorithms.base import FEWEST, require_count
 from cloister.algorithms.fedavg import FedAvg
 from cloister.algorithms.robust import square
 from cloister.vector import Query, State, Total
@@ -24,7 +24,6 @@ from cloister.vector.errors import JobError
 from cloister.vector.layout import Floats
 
 REFERENCE = "server/reference"  # a tensor of the state: the trusted sites' mean delta of this round
-FEWEST = 3  # sites whose sum opens
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from cloister.coordinator.hub import Hub, Stopping
 from cloister.coordinator.store import Round, Run, Tx
 from cloister.coordinator.uploads import Uploads
 from cloister.job import Job
+from cloister.round.loop import cores
 from cloister.seal.masks import packed_bytes
 from cloister.seal.merkle import root_of
 from cloister.seal.messages import MaskedHeader, label_of, masked_header
@@ -256,7 +256,7 @@ class OpenRound:
         """The sum of each bucket, [buckets, words], and its Merkle root; read from disk in pieces."""
         started = time.monotonic()
         uploads = Uploads(self._hub.parts, {site: self._headers[site] for site in self.server.u3})
-        words = self.server.total(uploads.read, threads=os.cpu_count() or 1)
+        words = self.server.total(uploads.read, threads=cores())
         roots = [root_of(little_endian(part)) for part in words]
         self.seconds["open"] = time.monotonic() - started
         return words, roots

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
@@ -58,6 +59,11 @@ def run(
             store.save(state)
         observe(state, total)
     return state
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def asked(query: Query, sites: Collection[str], seed: int, step: int) -> list[str]:

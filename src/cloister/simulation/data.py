@@ -23,11 +23,11 @@ import pandas as pd
 from cloister.job import Arrays, Job, Table
 from cloister.learn import Examples, read_data, read_table, schema
 from cloister.learn.arrays import SUFFIX, read_arrays
+from cloister.seal.threshold import MIN_SITES
 from cloister.simulation.partition import FORMS, cut, in_order, noise
 from cloister.vector.errors import DataError, UsageError
 
 Shards = Mapping[str, Any]
-FEWEST_SITES = 3  # with two, each would learn the other's part by subtracting its own from the sum
 DEFAULT_SITES = 5
 SUFFIXES = (".csv", SUFFIX)
 
@@ -243,9 +243,9 @@ def site_id(name: str) -> str:
 def _checked(tables: Shards, sites: int | None) -> Shards:
     if sites is not None and sites != len(tables):
         raise UsageError(f"sites={sites}, but the data has {len(tables)}.", mend="Leave sites out, or match it.")
-    if len(tables) < FEWEST_SITES:
+    if len(tables) < MIN_SITES:
         raise DataError(
-            f"a federation needs at least {FEWEST_SITES} sites, the data has {len(tables)}: "
+            f"a federation needs at least {MIN_SITES} sites, the data has {len(tables)}: "
             "with two, each learns the other's part by subtracting its own.",
             mend="Add a site's table, or give one table and sites=N to have it cut.",
         )
@@ -271,11 +271,11 @@ def _joined(x: Any, y: Any, target: str) -> pd.DataFrame:
 
 def _count(sites: int | None) -> int:
     count = DEFAULT_SITES if sites is None else sites
-    if not isinstance(count, int) or count < FEWEST_SITES:
+    if not isinstance(count, int) or count < MIN_SITES:
         raise UsageError(
-            f"a federation needs at least {FEWEST_SITES} sites, not {count}: "
+            f"a federation needs at least {MIN_SITES} sites, not {count}: "
             "with two, each learns the other's part by subtracting its own.",
-            mend=f"Use sites={FEWEST_SITES} or more.",
+            mend=f"Use sites={MIN_SITES} or more.",
         )
     return count
 

@@ -25,6 +25,7 @@ from cloister.job import Job
 from cloister.learn import Trainer, Workshop
 from cloister.learn.memory import SiteState
 from cloister.round import contribute
+from cloister.round.loop import cores
 from cloister.vector import Answer, FixedPoint, Query
 from cloister.vector.errors import DataError, TaskError, UsageError
 from cloister.vector.layout import Words
@@ -135,11 +136,6 @@ class AutoEngine:
 
     def close(self) -> None:
         self._engine.close()
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_engine(

@@ -31,6 +31,11 @@ def everybody(sites: Sequence[str], step: int) -> Sequence[str]:
     return sites
 
 
+def _drawn(what: Sequence[Any]) -> int:
+    """48 bits that follow from this."""
+    return int.from_bytes(hashlib.sha256(canonical(what)).digest()[:6], "big")
+
+
 class Availability:
     """Args: chance: with which a site is there when a round of training begins, or of each site, by name; others are.
     Raises: UsageError: no chance, or an unknown site.
@@ -59,8 +64,7 @@ class Availability:
         return self._chance.get(site, 1.0) if isinstance(self._chance, Mapping) else self._chance
 
     def _draw(self, site: str, step: int, attempt: int) -> float:
-        drawn = hashlib.sha256(canonical([self._seed, "there", site, step, attempt])).digest()
-        return int.from_bytes(drawn[:6], "big") / 2**48
+        return _drawn([self._seed, "there", site, step, attempt]) / 2**48
 
 
 class Pace:
@@ -87,8 +91,7 @@ class Pace:
         return math.exp(SPREAD * self._normal([site]) + JITTER * self._normal([site, step, attempt]))
 
     def _normal(self, what: Sequence[Any]) -> float:
-        drawn = hashlib.sha256(canonical([self._seed, "slowness", *what])).digest()
-        return NormalDist().inv_cdf((int.from_bytes(drawn[:6], "big") + 0.5) / 2**48)
+        return NormalDist().inv_cdf((_drawn([self._seed, "slowness", *what]) + 0.5) / 2**48)
 
 
 class Deadline:

@@ -29,9 +29,9 @@ from cloister.job import Job
 from cloister.learn import complete
 from cloister.learn.models import load_back_end
 from cloister.learn.sweep import Outcome, Sweep
+from cloister.round.loop import cores
 from cloister.simulation.cohort import Event
 from cloister.simulation.data import loaded, shards_of
-from cloister.simulation.engine import cores
 from cloister.simulation.settings import changed
 from cloister.simulation.simulate import simulate, whereabouts
 from cloister.vector.errors import CloisterError, LocalError, RoundVoid, StateLocked, TaskError, UsageError
