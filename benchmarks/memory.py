@@ -161,7 +161,8 @@ class Sites:
             if mail.type == "open":
                 seal = self._seal(member, last)
                 query = seal.open(mail.body).query
-                words = asyncio.create_task(self._trained(client, seal, query))  # while keys and shares go round
+                asked = await self._asked(client, query)  # a site reads what it is asked before it says a word
+                words = asyncio.create_task(self._trained(seal, query, asked))  # while keys and shares go round
                 await client.send("keys", seal.keys(query), run, number)
             elif mail.type == "receipt":
                 receipt = open_receipt(mail.body, member.roster.key_of("coordinator", "coordinator"))
@@ -170,6 +171,8 @@ class Sites:
                 reply = seal.receive(mail.body)
                 if mail.type == "ciphertexts":
                     assert words is not None
+                    if self._training_seconds:
+                        await asyncio.to_thread(seal.lay)
                     await self._upload(client, seal, await words, run, number)
                 elif reply is not None:
                     await client.send(REPLIES[mail.type], reply, run, number)
@@ -187,9 +190,13 @@ class Sites:
             last_receipt=last[1],
         )
 
-    async def _trained(self, client: CoordinatorClient, seal: SealClient, query: bytes) -> Words:
-        if query not in self._words or self._training_seconds:
-            asked = Query.from_bytes(await client.fetch(query))
+    async def _asked(self, client: CoordinatorClient, query: bytes) -> Query | None:
+        if query in self._words and not self._training_seconds:
+            return None
+        return Query.from_bytes(await client.fetch(query))
+
+    async def _trained(self, seal: SealClient, query: bytes, asked: Query | None) -> Words:
+        if asked is not None:
             await asyncio.sleep(self._training_seconds)
             self._words = {query: await asyncio.to_thread(answer, asked, seal)}
         return self._words[query]

@@ -20,6 +20,7 @@ UNTRUSTED = {  # in rooms of the trusted base, but no site's safety rests on it
     "seal/audit.py": "recomputes sums from what was revealed",
     "seal/selftest.py": "runs both sides against each other",
     "seal/words.py": "a list of words",
+    "seal/together.py": "masks all sites of a simulation at once; no site imports it",
     "round/program.py": "asks; sites answer by layout and policy, whatever is asked",
     "round/loop.py": "the coordinator's and the simulator's",
     "round/evidence.py": "an auditor's",

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.seal import masks
+from cloister.seal.together import apply_together
 from cloister.vector.errors import MalformedMessage
 from cloister.vector.layout import BITS, word_dtype
 
@@ -152,5 +153,5 @@ def test_masking_together_is_masking_each_alone(dtype, threads, monkeypatch):
     together = [vector.copy() for vector in alone]
     for vector, own in zip(alone, seeds, strict=True):
         masks.apply_masks(vector, own)
-    masks.apply_together(together, seeds, threads)
+    apply_together(together, seeds, threads)
     assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))

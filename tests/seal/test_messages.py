@@ -137,6 +137,31 @@ def test_any_flipped_byte_of_an_upload_is_found(rig: Any) -> None:
         told.check(root_of(payload), len(payload) - 1)
 
 
+@pytest.mark.parametrize("bits", [16, 20, 32, 64])
+def test_masks_that_are_laid_ahead_give_the_same_bytes(rig: Any, bits: int) -> None:
+    ahead, at_once = rig(bits=bits), rig(bits=bits)
+    for federation in (ahead, at_once):
+        federation.upto("masked")
+        federation.deliver("cork")
+    for _ in range(2):  # a second time makes no second mask
+        ahead.clients["cork"].lay()
+    words = ahead.words["cork"].copy()
+    assert ahead.clients["cork"].mask(words) == at_once.clients["cork"].mask(words)
+    assert np.array_equal(words, ahead.words["cork"]), "the words are the caller's"
+
+
+def test_masks_are_laid_after_the_shares_and_once(rig: Any) -> None:
+    federation = rig()
+    client = federation.clients["cork"]
+    federation.upto("masked")
+    with pytest.raises(UnexpectedMessage):
+        client.lay()
+    federation.deliver("cork")
+    client.mask(federation.words["cork"])
+    with pytest.raises(UnexpectedMessage):
+        client.lay()
+
+
 def test_the_parts_of_a_header_make_up_its_length() -> None:
     words = PART_BYTES // 4 + 1
     root = SignedRoot(bytes(32), bytes(32), bytes(32), words, 32, "cork", bytes(32), bytes(64))

@@ -168,8 +168,7 @@ class OpenRound:
 
     async def _complete(self, site: str) -> None:
         await asyncio.to_thread(self._check_upload, site)
-        key = (self.run, self.number)
-        data = self._hub.store.look(lambda tx: tx.uploads(*key)[site])
+        data = self._hub.store.look(lambda tx: tx.upload(self.run, self.number, site))
         async with self._lock:
             self._receive(site, data, None)
             uploads = Uploads(self._hub.parts, {site: self._headers[site]})

@@ -17,11 +17,11 @@ the tree and leaves the machine as it was. A byte-for-byte repeat of an answered
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Protocol
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.seal import derive, labels, shamir
@@ -30,7 +30,7 @@ from cloister.seal.charges import Charges, charges_after, check_charge
 from cloister.seal.graph import draw, mark
 from cloister.seal.identity import Identity, Randomness
 from cloister.seal.log import Agreement, LogView, origin_of
-from cloister.seal.masks import Seed, apply_masks, apply_together, pack, reduce
+from cloister.seal.masks import Seed, apply_masks, pack, reduce
 from cloister.seal.merkle import root_of
 from cloister.seal.messages import (
     KINDS,
@@ -73,6 +73,7 @@ from cloister.vector.errors import (
 from cloister.vector.layout import Words
 
 Buckets = Sequence[Sequence[str]]
+NOTHING: Words = np.zeros(0, np.uint32)
 
 # Two different ones in one round prove that the coordinator told two stories.
 SECOND_STORY: dict[str, tuple[type[PeerError], str]] = {
@@ -147,6 +148,7 @@ class SealClient:
         self._inbound: dict[str, bytes] = {}  # channel keys by sender
         self._pairs: dict[str, bytes] = {}  # pair seeds by partner
         self._shares: dict[str, tuple[int, int]] = {}  # by owner: its shares of (beta, sigma)
+        self._laid: Words = NOTHING  # the sum of all masks, once it is made and until it is used
 
     def __repr__(self) -> str:
         return f"SealClient({self.site!r}, phase={self.phase.value!r})"
@@ -373,11 +375,25 @@ class SealClient:
         Args: words: the encoded contribution, uint32 or uint64 [plan.words], every word below 2**bits; not changed.
         Raises: LayoutError: not a vector of this plan. ReusedSecret: masked once already. UnexpectedMessage.
         """
-        masked = self._unmasked(words)
-        apply_masks(masked, self._mask_seeds())
-        return self._announced(masked)
+        masked = self.unmasked(words)
+        self.lay()
+        masked += self._laid
+        return self.announced(masked)
 
-    def _unmasked(self, words: Words) -> Words:
+    def lay(self) -> None:
+        """Adds this round's masks up, once, as a site does while it trains; then `mask` has only to add their sum.
+
+        Raises: UnexpectedMessage: shares are not exchanged yet, or the masks were used.
+        """
+        step(SITE, self.phase, "mask", self.site)
+        if self._laid is NOTHING:
+            laid = np.zeros(self.plan.words, self.plan.coder.dtype)
+            apply_masks(laid, self.mask_seeds())
+            self._laid = laid
+
+    # how a mask is laid on, in three steps; `together` takes them for all sites of a simulation
+
+    def unmasked(self, words: Words) -> Words:
         """A copy to mask, once it is known that this may be done."""
         if self.phase in (SitePhase.MASKED, SitePhase.AGREED, SitePhase.UNMASKED, SitePhase.DONE):
             raise ReusedSecret("the masks of this round were used already.", mend="Wait for the next round.")
@@ -389,11 +405,11 @@ class SealClient:
             raise LayoutError(f"a word does not fit {plan.bits} bits")
         return words.copy()
 
-    def _mask_seeds(self) -> list[Seed]:
+    def mask_seeds(self) -> list[Seed]:
         seeds = [(derive.self_seed(self._beta, self._context, self.site), 1)]
         return seeds + [(seed, derive.pair_sign(self.site, other)) for other, seed in self._pairs.items()]
 
-    def _announced(self, masked: Words) -> tuple[bytes, memoryview]:
+    def announced(self, masked: Words) -> tuple[bytes, memoryview]:
         after, plan = step(SITE, self.phase, "mask", self.site), self.plan
         reduce(masked, plan.bits)
         payload = pack(masked, plan.bits)
@@ -402,7 +418,7 @@ class SealClient:
             self._context, self._h1, self._u2_digest, plan.words, plan.bits, self.site, root_of(payload)
         ).signed(self._identity)
         header = Masked(self._context, upload, parts).signed(self._identity)
-        self._upload, self._pairs, self._beta = upload, {}, 0
+        self._upload, self._pairs, self._beta, self._laid = upload, {}, 0, NOTHING
         self.phase = after
         return header.to_bytes(), payload
 
@@ -474,16 +490,3 @@ class SealClient:
 
     def _once(self, kind: str, value: bytes) -> None:
         self._journal.once(f"{self.plan.run.hex()}/{self.plan.round}/{kind}", value)
-
-
-def mask_together(
-    clients: Sequence[SealClient], contributions: Sequence[Words], threads: int
-) -> list[tuple[bytes, memoryview]]:
-    """`SealClient.mask` of all sites of a simulation: the same bytes, but both ends of a pair share one keystream.
-
-    For simulations alone: a site has no business with another's seeds.
-    """
-    vectors = [client._unmasked(words) for client, words in zip(clients, contributions, strict=True)]
-    apply_together(vectors, [client._mask_seeds() for client in clients], threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(SealClient._announced, clients, vectors))

@@ -8,9 +8,8 @@ addition, so the sums are the same. Keystreams are seekable: any stretch of a lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ STREAMS = 4096  # keystreams that are open at a time, where many vectors are mas
 Seed = tuple[bytes, int]  # a key of 32 bytes, and +1 to add its keystream or -1 to subtract it
 
 
-def _keystream(key: bytes, offset: int) -> CipherContext:
+def keystream(key: bytes, offset: int) -> CipherContext:
     """The keystream of `key` from byte `offset` on."""
     stream = Cipher(AES256(key), CTR((offset // BLOCK).to_bytes(BLOCK, "big"))).encryptor()
     if offset % BLOCK:
@@ -75,7 +74,7 @@ class Keystreams:
     """
 
     def __init__(self, seeds: Sequence[Seed], start: int, dtype: np.dtype[Any]) -> None:
-        self._streams = [(_keystream(key, start * dtype.itemsize).update_into, sign) for key, sign in seeds]
+        self._streams = [(keystream(key, start * dtype.itemsize).update_into, sign) for key, sign in seeds]
         self._scratch = np.empty(CHUNK, np.uint8)
         self._mask = self._scratch.view(dtype.newbyteorder("<"))
         self.stretch = len(self._mask)
@@ -86,40 +85,6 @@ class Keystreams:
         for fill, sign in self._streams:
             fill(zeros, scratch)
             (np.add if sign > 0 else np.subtract)(part, mask, out=part)
-
-
-def apply_together(vectors: Sequence[Words], seeds: Sequence[Sequence[Seed]], threads: int = 1) -> None:
-    """What `apply_masks` does to each vector, in place; a keystream that several vectors meet is made once.
-
-    Args: vectors: contiguous, all of one length and dtype. seeds: of each vector.
-    """
-    meets: dict[bytes, list[tuple[int, int]]] = {}
-    for place, own in enumerate(seeds):
-        for key, sign in own:
-            meets.setdefault(key, []).append((place, sign))
-    size = len(vectors[0])
-    share = max(CHUNK, -(-size // threads))
-    with ThreadPoolExecutor(threads) as pool:
-        pieces = [(at, min(at + share, size)) for at in range(0, size, share)]
-        for done in [pool.submit(_apply_together, vectors, meets, *piece) for piece in pieces]:
-            done.result()
-
-
-def _apply_together(
-    vectors: Sequence[Words], meets: Mapping[bytes, Sequence[tuple[int, int]]], first: int, last: int
-) -> None:
-    width, dtype = vectors[0].dtype.itemsize, vectors[0].dtype.newbyteorder("<")
-    scratch = np.empty(CHUNK, np.uint8)
-    mask, step, waiting = scratch.view(dtype), CHUNK // width, iter(meets.items())
-    while batch := list(islice(waiting, STREAMS)):
-        streams = [(_keystream(key, first * width).update_into, uses) for key, uses in batch]
-        for at in range(first, last, step):
-            parts = [vector[at : min(at + step, last)] for vector in vectors]
-            zeros, stretch = memoryview(ZEROS)[: parts[0].nbytes], mask[: len(parts[0])]
-            for fill, uses in streams:
-                fill(zeros, scratch.data)
-                for place, sign in uses:
-                    (np.add if sign > 0 else np.subtract)(parts[place], stretch, out=parts[place])
 
 
 def reduce(words: Words, bits: int) -> None:

@@ -15,7 +15,7 @@ from cloister.job import Job, SiteDP
 from cloister.round.evidence import SIMULATION, Content, RoundEvidence, file_of, round_files, trust_file
 from cloister.round.loop import cores
 from cloister.seal.buckets import check_buckets, partition
-from cloister.seal.client import SealClient, mask_together
+from cloister.seal.client import SealClient
 from cloister.seal.graph import default_graph
 from cloister.seal.identity import Identity, remembering
 from cloister.seal.labels import ZERO32
@@ -27,6 +27,7 @@ from cloister.seal.receipt import Receipt
 from cloister.seal.roster import Member, Roster, sign_roster
 from cloister.seal.server import SealServer
 from cloister.seal.threshold import MIN_SITES, threshold
+from cloister.seal.together import mask_together
 from cloister.vector import FixedPoint, Query, State, digest
 from cloister.vector.errors import RoundReplayed, SurvivorSetConflict, UsageError
 from cloister.vector.layout import Words

@@ -382,6 +382,7 @@ class SiteRun:
     async def _contribute(self, round: Round) -> None:
         assert self._training is not None
         begun, task, _ = self._training
+        await asyncio.to_thread(round.seal.lay)
         await asyncio.wait({task})
         if task.cancelled() or task.exception() is not None:
             return  # `_watch` tells why
