@@ -1,8 +1,8 @@
 """Content-addressed files: the name of a blob is the SHA-256 of its bytes.
 
 A blob appears under its name only when it is whole (write aside, rename), so a kill at any moment leaves either all
-of it or nothing. `put` also waits for the disk. `put_stream` does not, since its blobs are checked against a
-signature before they are used (`OpenRound`).
+of it or nothing. `put` also waits for the disk, or leaves that to `flush`. `put_stream` does not, since its blobs are
+checked against a signature before they are used (`OpenRound`).
 """
 
 from __future__ import annotations
@@ -47,22 +47,38 @@ class BlobFolder:
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
 
-    def put(self, data: bytes | memoryview) -> str:
-        """Stores the bytes and returns their digest (hex). Raises: StorageFull."""
+    def put(self, data: bytes | memoryview, *, flush: bool = True) -> str:
+        """Stores the bytes and returns their digest (hex). Args: flush: whether to wait for the disk, as `flush` does
+        for a blob that is here; one that was not waited for may be torn after a loss of power, and is put anew.
+
+        Raises: StorageFull.
+        """
         name = hashlib.sha256(data).hexdigest()
-        if not self.has(name):
-            aside = self._aside / secrets.token_hex(8)
-            try:
-                with aside.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                with durable("coordinator.blob"):
-                    self._commit(aside, name)
-            except OSError as fault:
-                aside.unlink(missing_ok=True)
-                raise storage_full(fault, str(self._path)) from fault
+        try:
+            if not self._holds(name, data):
+                aside = self._aside / secrets.token_hex(8)
+                try:
+                    aside.write_bytes(data)
+                    with durable("coordinator.blob"):
+                        self._commit(aside, name, flush=flush)
+                finally:
+                    aside.unlink(missing_ok=True)
+            elif flush:
+                self.flush(name)
+        except OSError as fault:
+            raise storage_full(fault, str(self._path)) from fault
         return name
+
+    def _holds(self, name: str, data: bytes | memoryview) -> bool:
+        place = self._place(name)
+        return place.exists() and place.stat().st_size == len(data) and place.read_bytes() == data
+
+    def flush(self, name: str) -> None:
+        """Waits until a blob is on the disk. Raises: StorageFull."""
+        try:
+            _flush(self._place(name))
+        except OSError as fault:
+            raise storage_full(fault, str(self._path)) from fault
 
     async def put_stream(self, name: str, length: int, chunks: AsyncIterator[bytes]) -> None:
         """Stores a stream as it arrives, never holding more than one chunk of it in memory.
@@ -81,13 +97,15 @@ class BlobFolder:
                 if size != length or hasher.hexdigest() != name:
                     raise BadUpload(f"a part of {size} bytes is not the one of {length} bytes that was announced.")
             with durable("coordinator.part"):
-                self._commit(aside, name)
+                self._commit(aside, name, flush=False)
         except OSError as fault:
             raise storage_full(fault, str(self._path)) from fault
         finally:
             aside.unlink(missing_ok=True)
 
-    def _commit(self, aside: Path, name: str) -> None:
+    def _commit(self, aside: Path, name: str, *, flush: bool) -> None:
+        if flush:
+            _flush(aside)
         place = self._place(name)
         place.parent.mkdir(exist_ok=True)
         aside.replace(place)
@@ -96,3 +114,8 @@ class BlobFolder:
         for name in names:
             with durable("coordinator.delete"):
                 self._place(name).unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -51,12 +51,12 @@ class Stopped(CloisterError):
 
 @dataclass(frozen=True)
 class _Opened:
-    """A sum that is open, waiting for the state that is learnt from it. Attributes: total: its blob."""
+    """A sum that is open, waiting for the state that is learnt from it. total: its blob, that is being written."""
 
     round: OpenRound
     query: Query
     sum_roots: list[bytes]
-    total: str
+    total: asyncio.Task[str]
 
 
 class RemoteCohort:
@@ -202,7 +202,7 @@ class RemoteCohort:
 
         Raises: RoundVoid: three rounds in a row had too few answers. TooFewSites, Stopped, StorageFull.
         """
-        name = self._hub.blobs.put(query.to_bytes())
+        name = self._hub.blobs.put(query.to_bytes(), flush=False)
         opened, words = self._call(self._sum(query, bytes.fromhex(name)))
         self._opened = opened
         return open_buckets(query, opened.round.plan.coder, words, opened.round.server.counts())
@@ -212,9 +212,10 @@ class RemoteCohort:
         for attempt in range(ATTEMPTS):
             round = found if found is not None and attempt == 0 else await self._open(query, name)
             try:
+                await asyncio.to_thread(self._hub.blobs.flush, name.hex())  # which the sites read meanwhile
                 await round.drive()
                 words, roots = await asyncio.to_thread(round.total)
-                total = await asyncio.to_thread(self._hub.blobs.put, little_endian(words))
+                total = asyncio.create_task(asyncio.to_thread(self._hub.blobs.put, little_endian(words)))
                 return _Opened(round, query, roots, total), words
             except PeerError as fault:
                 self._void(round, fault)
@@ -321,7 +322,6 @@ class RemoteCohort:
         evidence = {
             "receipt": open_receipt(receipt, self._hub.identity.public).digest.hex(),
             "blob": blobs.put(receipt),
-            "total": opened.total,
             "keylist": blobs.put(round.shown[Phase.KEYS]),
             "consistency": blobs.put(round.shown[Phase.CONSISTENT]),
             "opening": round.server.opening().to_bytes(),
@@ -333,11 +333,11 @@ class RemoteCohort:
         self, opened: _Opened, state: State, name: str, receipt: bytes, evidence: Mapping[str, Any]
     ) -> None:
         hub, run, round = self._hub, self._run.id, opened.round
-        event = self._round_event(opened, state)
+        event, total = self._round_event(opened, state), await opened.total
 
         def write(tx: Tx) -> list[bytes]:
             tx.set_run(run, state=name)
-            tx.set_round(run, round.number, outcome="done", **evidence)
+            tx.set_round(run, round.number, outcome="done", total=total, **evidence)
             tx.append_to_log(leaf_hash(receipt), evidence["blob"])
             for site in self._members():  # also those that were not there: the chain of receipts has no gaps
                 tx.mail(site, hub.letter("receipt", site, run, round.number, receipt))

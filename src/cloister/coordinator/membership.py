@@ -15,7 +15,7 @@ from cloister.coordinator.folder import Folder, open_folder, read_key
 from cloister.coordinator.store import Store, Tx
 from cloister.seal.identity import fingerprint_words, verify
 from cloister.seal.labels import ENROLL, fields
-from cloister.seal.roster import ID, Member, Roster, TrustedRoster, sign_roster
+from cloister.seal.roster import ID, Member, Role, Roster, TrustedRoster, sign_roster
 from cloister.vector import digest
 from cloister.vector.errors import InvitationError, RosterRefused, UsageError
 from cloister.wire import Invitation, api
@@ -172,6 +172,7 @@ class Members:
     def __init__(self, folder: Folder, store: Store) -> None:
         self._store = store
         self._by_version: dict[int, Roster] = {}
+        self._roles: dict[str, Role] = {}
         self._trusted = TrustedRoster(current_roster(store).roots, federation=folder.federation)
         self.refresh()
 
@@ -188,18 +189,17 @@ class Members:
         for signed in self._store.look(lambda tx: tx.rosters_after(newest)):
             roster = self._trusted.update(signed)
             self._by_version[roster.version] = roster
+        analysts, sites = self.current.analysts, self.current.sites
+        self._roles = dict.fromkeys((member.id for member in analysts), "analyst")
+        self._roles |= dict.fromkeys((member.id for member in sites), "site")
         return self.current
 
-    def role_of(self, id: str) -> str:
-        """ "site", "analyst" or "" by the newest roster."""
-        for role, members in (("site", self.current.sites), ("analyst", self.current.analysts)):
-            if any(member.id == id for member in members):
-                return role
-        return ""
+    def role_of(self, id: str) -> Role | None:
+        """ "site" or "analyst" by the newest roster, None for a stranger."""
+        return self._roles.get(id)
 
     def key_of(self, id: str) -> bytes:
         """The public key of a site or an analyst. Raises: NotInRoster."""
-        if not (role := self.role_of(id)):
+        if id not in self._roles:
             self.refresh()
-            role = self.role_of(id) or "site"
-        return self.current.key_of(id, "analyst" if role == "analyst" else "site")
+        return self.current.key_of(id, self._roles.get(id, "site"))

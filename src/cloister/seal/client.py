@@ -375,9 +375,10 @@ class SealClient:
         Args: words: the encoded contribution, uint32 or uint64 [plan.words], every word below 2**bits; not changed.
         Raises: LayoutError: not a vector of this plan. ReusedSecret: masked once already. UnexpectedMessage.
         """
-        masked = self.unmasked(words)
+        self.check_words(words)
         self.lay()
-        masked += self._laid
+        masked, self._laid = self._laid, NOTHING
+        masked += words
         return self.announced(masked)
 
     def lay(self) -> None:
@@ -391,10 +392,10 @@ class SealClient:
             apply_masks(laid, self.mask_seeds())
             self._laid = laid
 
-    # how a mask is laid on, in three steps; `together` takes them for all sites of a simulation
+    # the steps of `mask`; `together` takes them for all sites of a simulation
 
-    def unmasked(self, words: Words) -> Words:
-        """A copy to mask, once it is known that this may be done."""
+    def check_words(self, words: Words) -> None:
+        """Raises: see `mask`."""
         if self.phase in (SitePhase.MASKED, SitePhase.AGREED, SitePhase.UNMASKED, SitePhase.DONE):
             raise ReusedSecret("the masks of this round were used already.", mend="Wait for the next round.")
         step(SITE, self.phase, "mask", self.site)
@@ -403,13 +404,13 @@ class SealClient:
             raise LayoutError(f"{words.shape} {words.dtype} for a plan of {plan.words} {plan.coder.dtype}")
         if plan.bits < 32 and int(words.max()) >> plan.bits:
             raise LayoutError(f"a word does not fit {plan.bits} bits")
-        return words.copy()
 
     def mask_seeds(self) -> list[Seed]:
         seeds = [(derive.self_seed(self._beta, self._context, self.site), 1)]
         return seeds + [(seed, derive.pair_sign(self.site, other)) for other, seed in self._pairs.items()]
 
     def announced(self, masked: Words) -> tuple[bytes, memoryview]:
+        """Args: masked: becomes the payload."""
         after, plan = step(SITE, self.phase, "mask", self.site), self.plan
         reduce(masked, plan.bits)
         payload = pack(masked, plan.bits)
@@ -418,7 +419,7 @@ class SealClient:
             self._context, self._h1, self._u2_digest, plan.words, plan.bits, self.site, root_of(payload)
         ).signed(self._identity)
         header = Masked(self._context, upload, parts).signed(self._identity)
-        self._upload, self._pairs, self._beta, self._laid = upload, {}, 0, NOTHING
+        self._upload, self._pairs, self._beta = upload, {}, 0
         self.phase = after
         return header.to_bytes(), payload
 

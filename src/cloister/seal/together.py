@@ -20,7 +20,9 @@ def mask_together(
     clients: Sequence[SealClient], contributions: Sequence[Words], threads: int
 ) -> list[tuple[bytes, memoryview]]:
     """`SealClient.mask` of all these sites, but both ends of a pair share one keystream."""
-    vectors = [client.unmasked(words) for client, words in zip(clients, contributions, strict=True)]
+    for client, words in zip(clients, contributions, strict=True):
+        client.check_words(words)
+    vectors = [words.copy() for words in contributions]
     apply_together(vectors, [client.mask_seeds() for client in clients], threads)
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(SealClient.announced, clients, vectors))
