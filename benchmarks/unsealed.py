@@ -1,6 +1,7 @@
 """The same federation without a seal: what its transport costs, whoever sums.
 
-    python benchmarks/unsealed.py FOLDER SITES WORDS
+    python benchmarks/unsealed.py serve FOLDER SITES WORDS
+    python benchmarks/unsealed.py site URL CERTIFICATE SECONDS
 
 As little as a federation can do over the same transport (uvicorn, TLS, the same client): each site fetches the model,
 trains, and puts its float32 vector in one piece; the server adds it to the sum, and has the next model once all came.
@@ -10,13 +11,15 @@ No signatures, no durable state, no mailboxes: all that a sealed round does beyo
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import httpx2
+import aiohttp
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
@@ -28,7 +31,7 @@ from cloister.cli.loopback import free_port
 from cloister.coordinator import init_coordinator
 from cloister.coordinator.folder import open_folder
 
-ROUNDS = 3
+ROUNDS = 4
 
 
 class Server:
@@ -65,19 +68,24 @@ class Server:
         return Response()
 
 
-async def rounds(folder: Path, sites: int, words: int, training_seconds: float) -> list[float]:
-    """Seconds of each round, of sites that train for so long."""
-    made = init_coordinator(folder / "plain", "plain", port=free_port(), root_path=folder / "plain.key")
-    trusted = ssl.create_default_context(cafile=str(made.certificate))
-    trusted.check_hostname = False
-    with subprocess.Popen([sys.executable, __file__, str(made.path), str(sites), str(words)]) as process:
+async def rounds(folder: Path, words: int, training: list[float]) -> list[float]:
+    """Seconds of each round, of sites that train for so long, each a process of its own."""
+    made = init_coordinator(folder, "plain", port=free_port(), root_path=folder.with_suffix(".key"))
+    this = [sys.executable, __file__]
+    with subprocess.Popen([*this, "serve", str(made.path), str(len(training)), str(words)]) as process:
         try:
             await _until_open(made.port)
-            url = f"https://127.0.0.1:{made.port}"
-            ends = await asyncio.gather(*(_live(url, trusted, training_seconds) for _ in range(sites)))
+            named = [*this, "site", f"https://127.0.0.1:{made.port}", str(made.certificate)]
+            ends = await asyncio.gather(*(_told([*named, str(seconds)]) for seconds in training))
         finally:
             process.terminate()
     return np.diff(np.max(ends, axis=0)).tolist()
+
+
+async def _told(command: list[str]) -> list[float]:
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    return list(json.loads(out))
 
 
 async def _until_open(port: int) -> None:
@@ -91,16 +99,20 @@ async def _until_open(port: int) -> None:
     raise TimeoutError("the server did not start")
 
 
-async def _live(url: str, trusted: ssl.SSLContext, training_seconds: float) -> list[float]:
+async def live(url: str, certificate: str, training_seconds: float) -> list[float]:
     """When this site had each model in its hands."""
-    had = []
-    async with httpx2.AsyncClient(base_url=url, verify=trusted, timeout=60.0, trust_env=False) as client:
+    trusted = ssl.create_default_context(cafile=certificate)
+    trusted.check_hostname, had = False, []
+    connector = aiohttp.TCPConnector(ssl=trusted)
+    async with aiohttp.ClientSession(url, connector=connector, read_bufsize=1 << 20, raise_for_status=True) as client:
         for at in range(ROUNDS + 1):
-            model = np.frombuffer((await client.get(f"/model/{at}")).content, np.float32)
+            async with client.get(f"/model/{at}") as response:
+                model = np.frombuffer(await response.read(), np.float32)
             had.append(time.monotonic())
             if at < ROUNDS:
                 await asyncio.sleep(training_seconds)
-                (await client.put("/update", content=(model + 1).tobytes())).raise_for_status()
+                async with client.put("/update", data=io.BytesIO((model + 1).tobytes())):
+                    pass
     return had
 
 
@@ -112,4 +124,8 @@ def serve(folder: Path, sites: int, words: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    role, first, second, third = sys.argv[1:]
+    if role == "serve":
+        serve(Path(first), int(second), int(third))
+    else:
+        print(json.dumps(asyncio.run(live(first, second, float(third)))))

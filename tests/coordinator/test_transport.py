@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
+import itertools
 import json
 import os
 import socket
 import ssl
 import time
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import aiohttp
 import pytest
 
 from cloister.coordinator import init_coordinator, serve
+from cloister.seal import merkle
 from cloister.seal.identity import Identity
+from cloister.seal.messages import PART_BYTES, Masked, SignedRoot
 from cloister.vector.errors import (
     AddressInUse,
     BadSignature,
@@ -32,24 +38,34 @@ from cloister.vector.errors import (
     Unreachable,
     UsageError,
 )
-from cloister.wire import Envelope, api, sign_envelope
+from cloister.wire import CoordinatorClient, Envelope, api, sign_envelope
 
 from .conftest import Federation, Member
 
 
-async def post(member: Member, path: str, data: bytes, method: str = "POST") -> httpx2.Response:
+@dataclass(frozen=True)
+class Response:
+    status: int
+    kind: str
+    content: bytes
+
+
+async def post(member: Member, path: str, data: bytes, method: str = "POST") -> Response:
     """A request past the client's good manners."""
     context = ssl.create_default_context(cadata=member.certificate)
     context.check_hostname = False
-    async with httpx2.AsyncClient(verify=context, base_url=member.url) as http:
-        return await http.request(method, path, content=data)
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http,
+        http.request(method, member.url + path, data=data) as response,
+    ):
+        return Response(response.status, response.content_type, await response.read())
 
 
-def refused(response: httpx2.Response, kind: type[CloisterError]) -> CloisterError:
-    error = api.error_of(response.content, response.status_code)
+def refused(response: Response, kind: type[CloisterError]) -> CloisterError:
+    error = api.error_of(response.content, response.status)
     assert type(error) is kind, error
-    assert response.headers["content-type"] == "application/problem+json"
-    assert response.json()["status"] == response.status_code
+    assert response.kind == "application/problem+json"
+    assert json.loads(response.content)["status"] == response.status
     return error
 
 
@@ -64,9 +80,9 @@ def test_an_envelope_is_accepted_once(federation: Federation) -> None:
     data = poll_of(kent, seq=5)
 
     async def act() -> None:
-        assert (await post(kent, api.POLL, data)).status_code == 204
+        assert (await post(kent, api.POLL, data)).status == 204
         refused(await post(kent, api.POLL, data), EnvelopeReplayed)
-        assert (await post(kent, api.POLL, poll_of(kent, seq=3))).status_code == 204  # overtaken, not replayed
+        assert (await post(kent, api.POLL, poll_of(kent, seq=3))).status == 204  # overtaken, not replayed
 
     asyncio.run(act())
 
@@ -90,7 +106,7 @@ def test_strangers_forgers_and_wrong_roles(federation: Federation) -> None:
             refused(await post(kent, api.POLL, junk), MalformedMessage)
         for path in (api.ENROLL, api.EVENTS, api.FETCH, api.JOBS, api.MESSAGES, api.RESULTS, api.RUNS, api.STOP):
             refused(await post(kent, path, os.urandom(60)), MalformedMessage)
-        assert (await post(kent, api.POLL, poll_of(kent))).status_code == 204  # nothing above changed anything
+        assert (await post(kent, api.POLL, poll_of(kent))).status == 204  # nothing above changed anything
 
     asyncio.run(act())
 
@@ -184,7 +200,7 @@ def test_retries_are_told_and_end_in_one_clear_error(federation: Federation) -> 
 
     async def act() -> None:
         away = await kent.client(patience_seconds=0.5, on_retry=told.append)
-        away._http._client.base_url = "https://127.0.0.1:1"
+        away._http.url = "https://127.0.0.1:1"
         async with away:
             with pytest.raises(Unreachable, match="did not answer"):
                 await away.poll(0, hold_seconds=0)
@@ -194,22 +210,152 @@ def test_retries_are_told_and_end_in_one_clear_error(federation: Federation) -> 
     assert "trying again" in told[0]
 
 
-def test_an_answer_in_no_encoding_is_refused_by_name(federation: Federation) -> None:
-    (kent,) = federation.admit("kent")
+Answer = Callable[[int], bytes]
 
-    async def garbled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\njunk")
+
+@asynccontextmanager
+async def talking_to(
+    member: Member, answer: Answer, heard: list[bytes] | None = None, **settings: Any
+) -> AsyncIterator[CoordinatorClient]:
+    """A member's client whose coordinator hears a body, says `answer(n)` to the n-th, and hangs up."""
+    asked, heard = itertools.count(), [] if heard is None else heard
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        heard.append(await reader.readexactly(int(length or 0)))
+        writer.write(answer(next(asked)))
         writer.close()
 
+    server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+    async with server, await member.client(patience_seconds=0.5, **settings) as client:
+        client._http.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield client
+
+
+def said(body: bytes, head: bytes = b"", status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 %s\r\n%scontent-length: %d\r\n\r\n%s" % (status, head, len(body), body)
+
+
+def test_an_answer_in_an_encoding_is_refused_by_name(federation: Federation) -> None:
+    """A few kilobytes that decompress to any number would fill a site's memory."""
+    (kent,) = federation.admit("kent")
+    bomb = said(gzip.compress(bytes(1 << 20)), b"content-encoding: gzip\r\n")
+
     async def act() -> None:
-        server = await asyncio.start_server(garbled, "127.0.0.1", 0)
-        async with server, await kent.client(patience_seconds=0.5) as site:
-            site._http._client.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with talking_to(kent, lambda _: bomb) as site:
             with pytest.raises(MalformedMessage, match="encoding"):
                 await site.poll(0, hold_seconds=0)
 
     asyncio.run(act())
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request"])
+@pytest.mark.parametrize("told", [True, False])
+def test_an_answer_over_the_limit_is_refused(federation: Federation, status: bytes, told: bool) -> None:
+    """Whether its length is told beforehand or not; a smaller one is taken."""
+    (kent,) = federation.admit("kent")
+    limit, asked = api.MAX_MESSAGE_BYTES, []
+
+    def answer(number: int) -> bytes:
+        asked.append(number)
+        body = bytes(limit + 1)
+        return said(body, b"", status) if told else b"HTTP/1.1 %s\r\n\r\n%s" % (status, body)
+
+    async def act() -> None:
+        async with talking_to(kent, answer) as site:
+            with pytest.raises(MalformedMessage, match="8,388,608 bytes"):
+                await site.send("keys", b"")
+        async with talking_to(kent, lambda _: said(bytes(limit))) as site:
+            await site.send("keys", b"")
+
+    asyncio.run(act())
+    assert asked == [0]
+
+
+def test_each_question_has_its_own_limit(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob may be larger than a mailbox, and that than an answer."""
+    (kent,) = federation.admit("kent")
+    for name, limit in (("MAX_ANSWER_BYTES", 2000), ("MAX_BLOB_BYTES", 3000)):
+        monkeypatch.setattr(api, name, limit)
+    long = bytes(3001)
+
+    async def act() -> None:
+        async with talking_to(kent, lambda _: said(long)) as site:
+            with pytest.raises(MalformedMessage, match=r"2,000 bytes to /v1/poll"):
+                await site.poll(0, hold_seconds=0)
+            with pytest.raises(MalformedMessage, match=r"3,000 bytes to /v1/fetch"):
+                await site.fetch(bytes(32))
+        async with talking_to(kent, lambda _: said(long[1:])) as site:
+            assert await site.fetch(hashlib.sha256(long[1:]).digest()) == long[1:]
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        said(b"whole")[:-2],
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwh",
+        b"HTTP/1.1 200 OK\r\ncontent-le",
+        b"",
+        b"\x15\x03\x01 junk\r\n\r\n",
+        said(b"", status=b"503 Service Unavailable"),
+    ],
+)
+def test_half_an_answer_is_asked_for_again(federation: Federation, half: bytes) -> None:
+    """Under a new number each time, since the old one may have arrived."""
+    (kent,) = federation.admit("kent")
+    told: list[str] = []
+
+    async def act() -> None:
+        async with talking_to(kent, lambda n: said(b"whole") if n else half, on_retry=told.append) as site:
+            before = next(kent.numbers)
+            assert await site.fetch(hashlib.sha256(b"whole").digest()) == b"whole"
+            assert next(kent.numbers) == before + 3
+
+    asyncio.run(act())
+    assert len(told) == 1
+
+
+def test_no_redirect_is_followed(federation: Federation) -> None:
+    (kent,) = federation.admit("kent")
+
+    async def act() -> None:
+        elsewhere = said(b"", b"location: https://elsewhere.invalid/\r\n", b"307 Temporary Redirect")
+        async with talking_to(kent, lambda _: elsewhere) as site:
+            with pytest.raises(CloisterError, match="HTTP status 307"):
+                await site.send("keys", b"")
+
+    asyncio.run(act())
+
+
+def test_parts_are_found_by_the_digests_of_the_signed_header(federation: Federation) -> None:
+    (kent,) = federation.admit("kent")
+    words = PART_BYTES // 4 + 1
+    payload = os.urandom(4 * words)
+    digests = [hashlib.sha256(payload[at : at + PART_BYTES]) for at in (0, PART_BYTES)]
+    parts = tuple(each.digest() for each in digests)
+    signed = SignedRoot(bytes(32), bytes(32), bytes(32), words, 32, "kent", merkle.root(parts), bytes(64))
+    header = Masked(bytes(32), signed, parts, signature=bytes(64)).to_bytes()
+    first, second = (each.hexdigest() for each in digests)
+    heard: list[bytes] = []
+
+    def wants(*names: str) -> Answer:
+        return lambda n: said(b"" if n else api.Missing(missing=names).to_bytes())
+
+    async def act() -> None:
+        async with talking_to(kent, wants(second, first), heard) as site:
+            await site.upload(header, payload, "0f" * 16, 3)
+        async with talking_to(kent, wants()) as site:
+            await site.upload(header, payload, "0f" * 16, 3)
+        for name in ("00" * 32, "no digest"):
+            async with talking_to(kent, wants(name)) as site:
+                with pytest.raises(MalformedMessage, match="does not have"):
+                    await site.upload(header, payload, "0f" * 16, 3)
+
+    asyncio.run(act())
+    assert heard[1:] == [payload[PART_BYTES:], payload[:PART_BYTES]]
 
 
 def test_a_taken_port_and_a_served_folder(federation: Federation, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import httpx2
+import base64
+
+import aiohttp
 import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from cloister.vector.errors import UsageError
 from cloister.wire import Proxy
@@ -34,13 +38,24 @@ def test_the_way_out(
 
 def test_a_password_is_told_to_nobody_but_the_proxy() -> None:
     proxy = Proxy("http://ward:secret@way.example:3128")
-    faults = [httpx2.ProxyError("407 Proxy Authentication Required"), httpx2.ConnectError("refused")]
+    asked = aiohttp.RequestInfo(URL(proxy.url), "CONNECT", CIMultiDictProxy(CIMultiDict()), URL(proxy.url))
+    faults = [aiohttp.ClientHttpProxyError(asked, (), status=407, message="Who?"), aiohttp.ClientError("refused")]
     said = [repr(proxy), proxy.shown(CLINIC), *(str(proxy.unreachable(CLINIC, fault)) for fault in faults)]
     assert not any("secret" in text for text in said)
     assert all("way.example:3128" in text for text in said[1:])
-    with pytest.raises(UsageError, match="no proxy") as caught:
-        Proxy("socks5://ward:secret@way.example").address(CLINIC)
-    assert "secret" not in str(caught.value)
+    assert "USER:PASSWORD" in said[2]
+    for url in ("socks5://ward:secret@way.example", "http://ward:secret@way.example:port", "http://ward:secret@"):
+        with pytest.raises(UsageError, match="no proxy") as caught:
+            Proxy(url).address(CLINIC)
+        assert "secret" not in str(caught.value)
+
+
+def test_the_http_client_gets_the_password_apart() -> None:
+    expected = "Basic " + base64.b64encode("w@rd:secret:é".encode()).decode()
+    way = Proxy("http://w%40rd:secret:%C3%A9@way.example:3128").way(CLINIC)
+    assert way == ("http://way.example:3128", {"Proxy-Authorization": expected})
+    assert Proxy("http://way.example").way(CLINIC) == ("http://way.example", {})
+    assert Proxy().way(HERE) == (None, {})
 
 
 def test_a_ca_that_is_none_is_refused() -> None:

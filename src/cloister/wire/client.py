@@ -7,18 +7,20 @@ since the old one may have arrived; every request is idempotent at the coordinat
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 import ssl
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import httpx2
+import aiohttp
 import stamina
+from aiohttp.abc import AbstractStreamWriter
 
 from cloister.seal.identity import Identity
 from cloister.seal.labels import ENROLL as ENROLL_LABEL
 from cloister.seal.labels import fields, lp
+from cloister.seal.messages import PART_BYTES, masked_header
 from cloister.vector import digest
 from cloister.vector.errors import ContextMismatch, InvitationError, MalformedMessage
 from cloister.wire import api
@@ -27,11 +29,13 @@ from cloister.wire.invitation import Invitation
 from cloister.wire.proxy import Proxy, is_final, reason
 
 CONNECT_SECONDS = 5.0
-READ_SECONDS = 30.0  # over what a poll or watch holds
+READ_SECONDS = 30.0  # over what a poll or watch holds; as long may one piece of a body take to be sent
 WAIT_MAX_SECONDS = 2.0  # between two attempts: a restarted coordinator is found again within this
 PATIENCE_SECONDS = 300.0
 KEEPALIVE_SECONDS = 30.0  # below the server's, so that no request meets a connection that is just being closed
 TRANSIENT = (502, 503, 504)
+PIECE_BYTES = 1 << 18  # of a body that is sent: one is encrypted while the one before is on its way
+READ_BYTES = 1 << 18  # of an answer, before the other end has to wait
 DIRECT = Proxy()
 
 stamina.instrumentation.set_on_retry_hooks([])  # `on_retry` tells it; stamina's own lines would mix with JSON output
@@ -43,8 +47,28 @@ class _NotNow(Exception):
     """A proxy or the coordinator says: try again."""
 
 
+FAULTS = (aiohttp.ClientError, TimeoutError, _NotNow)  # no answer, or half of one
+
+
 def _silent(message: str) -> None:
     pass
+
+
+class _Pieces(aiohttp.Payload):
+    """A body that is sent piece by piece, none of it copied; as often as need be, since aiohttp may repeat a PUT."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        super().__init__(data)
+        self._size = len(data)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return bytes(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        view = memoryview(self._value)
+        for at in range(0, len(view), PIECE_BYTES):
+            async with asyncio.timeout(READ_SECONDS):
+                await writer.write(view[at : at + PIECE_BYTES])
 
 
 class _Http:
@@ -55,18 +79,26 @@ class _Http:
     ) -> None:
         self.url = url.rstrip("/")
         self._patience, self._on_retry, self._proxy = patience_seconds, on_retry, proxy
-        self._client = _client(self.url, proxy.context(certificate_pem), proxy)
+        self._context, self._way = proxy.context(certificate_pem), proxy.way(self.url)
+        self._session: aiohttp.ClientSession | None = None  # of the loop that first calls
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
-    async def call(self, method: str, path: str, body: Callable[[], bytes], hold_seconds: float = 0.0) -> bytes:
-        """Args: body: makes the body anew for each attempt.
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Callable[[], bytes | memoryview],
+        hold_seconds: float = 0.0,
+        limit: int = api.MAX_MESSAGE_BYTES,
+    ) -> bytes:
+        """Args: body: makes the body anew for each attempt. limit: bytes of the answer.
 
-        Raises: Unreachable: no answer within the patience. MalformedMessage: one that cannot be decoded. The
-          CloisterError that the coordinator answered with.
+        Raises: Unreachable: no answer within the patience. MalformedMessage: one in another encoding, or above the
+          limit. The CloisterError that the coordinator answered with.
         """
-        timeout = httpx2.Timeout(READ_SECONDS + hold_seconds, connect=CONNECT_SECONDS)
         try:
             async for attempt in stamina.retry_context(
                 on=self._is_transient,
@@ -77,35 +109,71 @@ class _Http:
                 wait_jitter=0.1,
             ):
                 with attempt:
-                    response = await self._client.request(method, path, content=body(), timeout=timeout)
-                    if response.status_code in TRANSIENT:
-                        raise _NotNow(f"HTTP status {response.status_code}")
-                    if not response.is_success:
-                        raise api.error_of(response.content, response.status_code)
+                    status, answer = await self._exchange(method, path, body(), hold_seconds, limit)
+                    if not 200 <= status < 300:
+                        raise api.error_of(answer, status)
                     _heed_cancellation()
-                    return response.content
-        except httpx2.DecodingError:
-            raise MalformedMessage(f"what {self.url} answered is not in the encoding that it names.") from None
-        except (httpx2.TransportError, _NotNow) as fault:
+                    return answer
+        except FAULTS as fault:
             raise self._proxy.unreachable(self.url, fault) from fault
         raise AssertionError("stamina ends with a result or an error")
 
+    async def _exchange(
+        self, method: str, path: str, body: bytes | memoryview, hold_seconds: float, limit: int
+    ) -> tuple[int, bytes]:
+        if self._session is None:
+            self._session = _session(self._context)
+        data = _Pieces(body) if body else None
+        async with _request(self._session, method, self.url + path, self._way, data, hold_seconds) as response:
+            if response.status in TRANSIENT:
+                raise _NotNow(f"HTTP status {response.status}")
+            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise MalformedMessage(f"what {self.url} answered is in an encoding that nobody asked for.")
+            parts, size = [], 0
+            async for part in response.content.iter_any():
+                size += len(part)
+                if size > limit:
+                    raise MalformedMessage(f"{self.url} answers with more than {limit:,} bytes to {path}.")
+                parts.append(part)
+            return response.status, b"".join(parts)
+
     def _is_transient(self, fault: Exception) -> bool:
-        transient = isinstance(fault, httpx2.TransportError | _NotNow) and not is_final(fault)
+        transient = isinstance(fault, FAULTS) and not is_final(fault)
         if transient:
             self._on_retry(f"the coordinator at {self.url} does not answer ({reason(fault)}); trying again")
         return transient
 
 
-def _client(url: str, context: ssl.SSLContext, proxy: Proxy) -> httpx2.AsyncClient:
-    """Raises: UsageError: the proxy's address is none."""
-    return httpx2.AsyncClient(
-        base_url=url,
-        verify=context,
-        timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-        limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
-        proxy=proxy.address(url),
+def _session(context: ssl.SSLContext) -> aiohttp.ClientSession:
+    """Decompresses nothing: a few kilobytes could become any number."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=context, keepalive_timeout=KEEPALIVE_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": "cloister", "Accept-Encoding": "identity"},
+        auto_decompress=False,
+        read_bufsize=READ_BYTES,
         trust_env=False,  # `Proxy` has read what there is to read in it
+    )
+
+
+def _request(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    way: tuple[str | None, dict[str, str]],
+    data: aiohttp.Payload | None = None,
+    hold_seconds: float = 0.0,
+) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    """Args: way: `Proxy.way`. hold_seconds: how long the answer may take over READ_SECONDS."""
+    timeout = aiohttp.ClientTimeout(
+        total=None,
+        connect=READ_SECONDS,  # all of it, a proxy's answer included
+        sock_connect=CONNECT_SECONDS,
+        sock_read=READ_SECONDS + hold_seconds,
+    )
+    proxy, headers = way
+    return session.request(
+        method, url, data=data, timeout=timeout, allow_redirects=False, proxy=proxy, proxy_headers=headers
     )
 
 
@@ -159,13 +227,20 @@ class CoordinatorClient:
         await self._http.close()
 
     async def _post(
-        self, path: str, type: str, body: bytes, run: str = "", round: int = 0, hold_seconds: float = 0.0
+        self,
+        path: str,
+        type: str,
+        body: bytes,
+        run: str = "",
+        round: int = 0,
+        hold_seconds: float = 0.0,
+        limit: int = api.MAX_MESSAGE_BYTES,
     ) -> bytes:
         def signed() -> bytes:
             envelope = Envelope(type, self._sender, self._coordinator, run, round, self._next_seq(), body)
             return sign_envelope(self._identity, envelope)
 
-        return await self._http.call("POST", path, signed, hold_seconds)
+        return await self._http.call("POST", path, signed, hold_seconds, limit)
 
     # sites
 
@@ -176,7 +251,7 @@ class CoordinatorClient:
         Raises: what `open_envelope` does, for an envelope that the coordinator did not write to this member.
         """
         body = api.Poll(after=after, hold=hold_seconds).to_bytes()
-        data = await self._post(api.POLL, "poll", body, hold_seconds=hold_seconds)
+        data = await self._post(api.POLL, "poll", body, hold_seconds=hold_seconds, limit=api.MAX_ANSWER_BYTES)
         envelopes = [open_envelope(part, self._key_of, self._sender) for part in split(data)]
         numbers = [envelope.seq for envelope in envelopes]
         if numbers != sorted(set(numbers)) or (numbers and numbers[0] <= after):
@@ -197,21 +272,22 @@ class CoordinatorClient:
     async def upload(self, header: bytes, payload: bytes | memoryview, run: str, round: int) -> None:
         """Message 5: the signed header, then those parts of the payload that the coordinator lacks.
 
-        Raises: BadUpload: the payload is not the one that the header signs for.
+        Raises: BadUpload: the payload is not the one that the header signs for, as the coordinator finds.
         """
-        view = memoryview(payload).cast("B")
-        starts = range(0, len(view), api.MAX_PART_BYTES)
-        parts = {hashlib.sha256(view[at : at + api.MAX_PART_BYTES]).hexdigest(): at for at in starts}
         answer = api.Missing.from_bytes(await self._post(api.MESSAGES, "masked", header, run, round))
+        if not answer.missing:
+            return
+        view = memoryview(payload).cast("B")
+        starts = {name.hex(): at * PART_BYTES for at, (name, _) in enumerate(masked_header(header).parts)}
         for name in answer.missing:
-            if name not in parts:
+            if name not in starts:
                 raise MalformedMessage("the coordinator asks for a part that this upload does not have")
-            part = bytes(view[parts[name] : parts[name] + api.MAX_PART_BYTES])
+            part = view[starts[name] : starts[name] + PART_BYTES]
             await self._http.call("PUT", f"{api.PARTS}/{name}", lambda part=part: part)  # type: ignore[misc]
 
     async def fetch(self, name: bytes) -> bytes:
         """The bytes with this SHA-256: a query, a job bundle, a receipt, a state. Raises: ContextMismatch."""
-        data = await self._post(api.FETCH, "fetch", name)
+        data = await self._post(api.FETCH, "fetch", name, limit=api.MAX_BLOB_BYTES)
         if digest(data) != name:
             raise ContextMismatch("the coordinator sent other bytes than their digest names")
         return data
@@ -224,7 +300,7 @@ class CoordinatorClient:
 
     async def log(self) -> tuple[bytes, bytes]:
         """The newest head of the log, as a note, and the leaf hashes of all receipts. Raises: MalformedMessage."""
-        parts = fields(await self._post(api.LOG, "log", b""))
+        parts = fields(await self._post(api.LOG, "log", b"", limit=api.MAX_ANSWER_BYTES))
         if len(parts) != 2:
             raise MalformedMessage("the coordinator shows something else than its log")
         return parts[0], parts[1]
@@ -238,7 +314,11 @@ class CoordinatorClient:
         chunks: list[bytes] = []
         while len(chunks) < count:
             body = api.Challenge(run=run, round=round, nonce=nonce.hex(), count=count, skip=len(chunks)).to_bytes()
-            parts = fields(await self._post(api.AUDITS, "audit", body, hold_seconds=api.AUDIT_SECONDS))
+            parts = fields(
+                await self._post(
+                    api.AUDITS, "audit", body, hold_seconds=api.AUDIT_SECONDS, limit=api.MAX_ANSWER_BYTES
+                )
+            )
             if len(parts) < 3 or (head and parts[:3] != head) or len(chunks) + len(parts) - 3 > count:
                 raise MalformedMessage("the coordinator shows something else than an audit")
             head = parts[:3]
@@ -256,18 +336,21 @@ class CoordinatorClient:
 
     async def status(self, run: str = "") -> dict[str, Any]:
         """The federation's sites and runs, or one run."""
-        answer = await self._post(api.RUNS, "status", api.RunRef(run=run).to_bytes())
+        answer = await self._post(api.RUNS, "status", api.RunRef(run=run).to_bytes(), limit=api.MAX_ANSWER_BYTES)
         return dict(api.told(api.RunLine if run else api.Status, answer))
 
     async def events(self, run: str, after: int = 0, hold_seconds: float = api.HOLD_SECONDS) -> list[dict[str, Any]]:
         """The run's events numbered (`number`) above `after`, in order; waits for the first one."""
         body = api.Watch(run=run, after=after, hold=hold_seconds).to_bytes()
-        answer = await self._post(api.EVENTS, "watch", body, hold_seconds=hold_seconds)
+        answer = await self._post(api.EVENTS, "watch", body, hold_seconds=hold_seconds, limit=api.MAX_ANSWER_BYTES)
         return list(api.told(list[api.Happened], answer))
 
     async def result(self, run: str) -> dict[str, Any]:
         """{"status", "job", "state", "receipts", "rounds", "history" ...}; digests (hex) are for `fetch`."""
-        return dict(api.told(api.RunResult, await self._post(api.RESULTS, "result", api.RunRef(run=run).to_bytes())))
+        body = api.RunRef(run=run).to_bytes()
+        return dict(
+            api.told(api.RunResult, await self._post(api.RESULTS, "result", body, limit=api.MAX_ANSWER_BYTES))
+        )
 
     async def stop(self, run: str) -> None:
         """Ends a run after its present round."""
@@ -290,13 +373,23 @@ async def certificate_at(url: str, pin: bytes, proxy: Proxy = DIRECT) -> str:
     """
     if proxy.authority:
         return ""
+    seen: list[bytes] = []
+
+    class Seen(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            seen.append(self.getpeercert(binary_form=True) or b"")
+
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # compared with the pin just below
+    context.sslobject_class = Seen  # a response may have let go of its connection before it can be asked
     try:
-        async with _client(url, context, proxy) as client, client.stream("GET", f"{api.ROSTERS}/latest") as response:
-            channel = response.extensions["network_stream"].get_extra_info("ssl_object")
-            der = channel.getpeercert(binary_form=True)
-    except httpx2.TransportError as fault:
+        async with (
+            _session(context) as session,
+            _request(session, "GET", f"{url.rstrip('/')}{api.ROSTERS}/latest", proxy.way(url)),
+        ):
+            der = seen[-1] if seen else b""
+    except FAULTS as fault:
         raise proxy.unreachable(url, fault) from fault
     if digest(der) != pin:
         raise InvitationError(

@@ -8,18 +8,19 @@ envelopes by the roster) or by digest.
 
 from __future__ import annotations
 
+import base64
 import ssl
 import urllib.request
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-import httpx2
+import aiohttp
 
 from cloister.vector.errors import Unreachable, UsageError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-SCHEMES = ("http", "https")
-FOR_GOOD = ("403", "407")  # what a proxy says that will say the same in a minute
+FOR_GOOD = (403, 407)  # what a proxy says that will say the same in a minute
+SAID_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,23 @@ class Proxy:
         """The proxy on the way to a coordinator's URL, None for none. Raises: UsageError: of no known kind."""
         found = self.url or _of_environment(urlsplit(to).hostname or "")
         found = found if "://" in found or not found else f"http://{found}"
-        if found and urlsplit(found).scheme not in SCHEMES:
+        if found and not _is_usable(found):
             raise UsageError(
                 f"{_without_password(found)} is no proxy that can be used.",
                 mend="It is written http://[USER:PASSWORD@]HOST:PORT.",
             )
         return found or None
+
+    def way(self, to: str) -> tuple[str | None, dict[str, str]]:
+        """The same for the HTTP client: without its password, which its errors would tell, and a header with it."""
+        found = self.address(to)
+        if found is None:
+            return None, {}
+        where, headers = urlsplit(found), {}
+        if where.username is not None:
+            words = f"{unquote(where.username)}:{unquote(where.password or '')}"
+            headers["Proxy-Authorization"] = f"Basic {base64.b64encode(words.encode()).decode()}"
+        return _without_password(found), headers
 
     def context(self, certificate_pem: str) -> ssl.SSLContext:
         """What the channel's other end is judged by. Args: certificate_pem: the pinned one.
@@ -76,12 +88,12 @@ class Proxy:
         """Why nothing came back from a coordinator's URL, and what to do about it."""
         way = self.shown(url)
         mend = "Check the address and the network, and that the coordinator runs."
-        if "CERTIFICATE_VERIFY_FAILED" in str(fault):
+        if "CERTIFICATE_VERIFY_FAILED" in reason(fault):
             mend = "If your own proxy opens TLS, name its CA (--proxy-ca; `[proxy] ca` in site.toml)."
             mend += " Else someone is in between."
             if self.authority:
                 mend = "The certificate there is not one of the proxy's CA: check that file."
-        elif isinstance(fault, httpx2.ProxyError) and str(fault).startswith("407"):
+        elif isinstance(fault, aiohttp.ClientHttpProxyError) and fault.status == 407:
             mend = "The proxy asks who you are: http://USER:PASSWORD@HOST:PORT."
         elif way:
             mend = "Check that the proxy lets you through to this address, and takes the coordinator's certificate."
@@ -90,13 +102,29 @@ class Proxy:
 
 
 def reason(fault: Exception) -> str:
-    return str(fault) or type(fault).__name__
+    """What went wrong, in a line: of a fault that names its cause, that. Part of it may be the other end's words."""
+    said = str(fault)
+    if isinstance(fault, aiohttp.ClientResponseError):
+        said = f"{fault.status} {fault.message}"
+    elif isinstance(fault, aiohttp.ClientConnectorCertificateError):
+        said = str(fault.certificate_error)
+    elif isinstance(fault, aiohttp.ClientConnectorError):
+        said = str(fault.os_error)
+    return said.partition("\n")[0][:SAID_CHARACTERS] or type(fault).__name__
 
 
 def is_final(fault: Exception) -> bool:
-    """Whether trying again is no use: another certificate answers there, or the proxy refuses."""
-    refused = isinstance(fault, httpx2.ProxyError) and str(fault).startswith(FOR_GOOD)
-    return refused or "CERTIFICATE_VERIFY_FAILED" in str(fault)
+    """Whether trying again is no use: another certificate answers there, the proxy refuses, no such address."""
+    refused = isinstance(fault, aiohttp.ClientHttpProxyError) and fault.status in FOR_GOOD
+    return refused or isinstance(fault, aiohttp.InvalidURL) or "CERTIFICATE_VERIFY_FAILED" in reason(fault)
+
+
+def _is_usable(url: str) -> bool:
+    try:
+        where = urlsplit(url)
+        return where.scheme == "http" and bool(where.hostname) and where.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 def _without_password(url: str) -> str:
