@@ -51,7 +51,7 @@ def test_more_rows_than_the_plan_allows_weigh_no_more_and_are_counted():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_diverged_model_is_named_with_its_round(value):
     asked = query()
-    with pytest.raises(TaskError, match="round 7: 'delta' holds NaN") as caught:
+    with pytest.raises(TaskError, match=r"round 7: .* 'delta' holds NaN") as caught:
         contribute(answer([0, value, 0, 0]), asked, coder(asked))
     assert "learning rate" in caught.value.mend
 

@@ -193,7 +193,12 @@ def held_out(job: Job, rows: int, site: str) -> Bools:
 
 def drawn_seed(*material: int | str) -> int:
     """A seed of 63 bits from public material, without the cost of a generator."""
-    return int.from_bytes(digest(canonical(list(material)))[:8], "big") >> 1
+    return seed_of(canonical(list(material)))
+
+
+def seed_of(material: bytes) -> int:
+    """The same, where the material is canonical JSON already."""
+    return int.from_bytes(digest(material)[:8], "big") >> 1
 
 
 def generator(*material: int | str) -> np.random.Generator:

@@ -16,7 +16,7 @@ from cloister.learn.local import LocalSite
 from cloister.learn.memory import InMemory, SiteState
 from cloister.learn.metrics import blocks, noisy
 from cloister.learn.models import Model, back_end
-from cloister.learn.prepare import Rows, drawn_seed
+from cloister.learn.prepare import Rows, seed_of
 from cloister.learn.table_data import TableData
 from cloister.privacy import l2_norm
 from cloister.privacy.noise import Randomness, Stream
@@ -105,6 +105,7 @@ class Trainer:
         self.data: SiteData = holds(job, data, site)
         self.y, self.test, self.warnings = self.data.y, self.data.test, self.data.warnings
         self.rows = int((~self.test).sum())  # to train on
+        self._seeded = canonical([job.seed, site])[:-1]  # what all of its seeds are drawn from begins so
         if self.data.units is not None:
             self.rows = len(np.unique(self.data.units[~self.test]))
         if self.rows == 0:
@@ -125,11 +126,10 @@ class Trainer:
         if query.task not in _TASKS:
             raise TaskError(f"the task {query.task!r} is not known here.", mend="Update cloister at this site.")
         values = _TASKS[query.task](self, query)
-        names = [block.name for block in query.layout.blocks]
-        if unknown := sorted(set(names) - set(values)):
+        if unknown := sorted(block.name for block in query.layout.blocks if block.name not in values):
             raise TaskError(f"the query asks for {unknown}, which {query.task!r} does not give.")
         rows = 1 if isinstance(self.job.privacy, SiteDP) else self.rows  # a site counts once, however large
-        return Answer(rows, {name: np.asarray(values[name]) for name in names})
+        return Answer(rows, {block.name: np.asarray(values[block.name]) for block in query.layout.blocks})
 
     def _profile(self, query: Query) -> dict[str, Array]:
         return {**self.data.profile(query), "sites": np.asarray(1.0)}
@@ -142,7 +142,7 @@ class Trainer:
         here = self._site(query, model, train)
         values = self._evaluation(here, model, test) if query.config.get("evaluate") else {}
         answer = self.job.algorithm.local(here)
-        if not all(np.isfinite(value).all() for value in (*answer.values(), *here.memory.values())):
+        if not all(map(_finite, answer.values())) or not all(map(_finite, here.memory.values())):
             raise diverged(query)
         if self.job.algorithm.stateful:
             self._workshop.memory.save(self.site, query.config["step"], here.memory)
@@ -183,8 +183,8 @@ class Trainer:
 
     def seed(self, round_: int, training: int = 1) -> int:
         """Of everything random in one round's training here, or in its second, third ... training."""
-        further = () if training == 1 else (training,)
-        return drawn_seed(self.job.seed, self.site, round_, *further)
+        further = "" if training == 1 else f",{training}"
+        return seed_of(self._seeded + f",{round_}{further}]".encode())
 
     def ready(self, query: Query) -> tuple[Model, Rows, Rows]:
         """The model, and the prepared rows to train and to test on, made once while the statistics stay the same."""
@@ -201,6 +201,14 @@ class Trainer:
         if self.data.units is None:
             return None
         return np.unique(self.data.units[~self.test], return_inverse=True)[1].astype(np.int64)
+
+
+def _finite(values: Array) -> bool:
+    """NaN is the minimum of anything that holds one: two quick reductions, and no array of flags."""
+    values = np.asarray(values)
+    if values.size < 2:
+        return all(map(math.isfinite, values.flat))
+    return math.isfinite(values.min()) and math.isfinite(values.max())
 
 
 def diverged(query: Query) -> TaskError:

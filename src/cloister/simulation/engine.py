@@ -34,6 +34,7 @@ ENGINES = ("auto", "serial", "processes", "batched", "ray")
 SLOW_SECONDS = 0.1  # a round of training: starting processes takes about as long
 MOST_KEPT = 1024  # sites whose prepared data stay in memory from one round to the next ...
 MOST_KEPT_BYTES = 1 << 28  # ... together no more than this
+LARGE_BYTES = (1 << 25) - (1 << 16)  # the most that glibc's malloc takes for a block that comes and goes
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class SerialEngine:
     def __init__(
         self, job: Job, data: Mapping[str, Any], memory: SiteState | None = None, reproducible: bool = False
     ) -> None:
+        np.empty(LARGE_BYTES, np.uint8)  # seen to come and go, so malloc keeps as much at hand from now on
         self.job, self.data, self._workshop = job, data, Workshop(job, memory, reproducible=reproducible)
         self._kept: dict[str, Trainer] = {}
         self._kept_bytes = 0
@@ -76,15 +78,15 @@ class SerialEngine:
         return engine
 
     def parts(self, query: Query, coder: FixedPoint, sites: Sequence[str], *, apart: bool) -> Iterator[Part]:
-        total: Words = np.zeros(coder.size, coder.dtype)
+        total: Words | None = None
         summed: list[str] = []
         for part in self.each(query, coder, sites):
             if part.words is None or apart:
                 yield part
-            else:
-                total += part.words
-                summed += part.sites
-        if summed:
+                continue
+            total = part.words if total is None else np.add(total, part.words, out=total)
+            summed += part.sites
+        if total is not None:
             yield Part(summed, total)
 
     def each(self, query: Query, coder: FixedPoint, sites: Sequence[str]) -> Iterator[Part]:

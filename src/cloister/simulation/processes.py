@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -182,10 +183,10 @@ class ProcessEngine:
             yield Part((site,), None, fault)
         summed = [site for site in sites if site not in faults]
         if summed and not apart:
-            total = shared.sum_of(0, coder).copy()
+            total = shared.sum_of(0, coder)
             for at in range(1, self._count):
                 total += shared.sum_of(at, coder)
-            yield Part(summed, total)
+            yield Part(summed, total)  # good until the next sum begins: whoever takes it adds it up at once
 
     def _begin(self, query: Query, coder: FixedPoint, apart: bool) -> tuple[Shared, Header]:
         """The query's tensors into shared memory, empty sums, and workers if there are none that could use them."""
@@ -216,8 +217,9 @@ class ProcessEngine:
         for at, home in enumerate(homes):
             shared.deal(at, [(begin + start, begin + stop) for start, stop in self._tickets(home)])
             begin += len(home)
+        told = ForkingPickler.dumps(header)
         for worker in self._workers:
-            _send(worker.connection, header)
+            _send(worker.connection, told)
         waiting = list(self._workers)
         while waiting:
             ready = wait([each for worker in waiting for each in (worker.connection, worker.process.sentinel)])
@@ -289,7 +291,7 @@ class ProcessEngine:
         shared.hands[at] = 0
         self._workers.remove(worker)
         self._workers.insert(at, self._start(at, shared))
-        _send(self._workers[at].connection, header)
+        _send(self._workers[at].connection, ForkingPickler.dumps(header))
         return self._workers[at]
 
     def close(self) -> None:
@@ -329,9 +331,10 @@ def _received(connection: Connection) -> Done | Broken | None:
     return report
 
 
-def _send(connection: Connection, message: object) -> None:
+def _send(connection: Connection, message: Any) -> None:
+    """Args: message: pickled."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; whoever waits for it will see
-        connection.send(message)
+        connection.send_bytes(message)
 
 
 def _ending(code: int | None) -> str:
@@ -354,7 +357,7 @@ def _work(serial: SerialEngine, connection: Connection, others: list[Connection]
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except Exception as fault:
-        _send(connection, Broken(type(fault).__name__, traceback.format_exc()))
+        _send(connection, ForkingPickler.dumps(Broken(type(fault).__name__, traceback.format_exc())))
 
 
 def _computed(serial: SerialEngine, header: Header, shared: Shared, at: int) -> Iterator[Done]:
