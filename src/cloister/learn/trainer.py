@@ -208,7 +208,7 @@ def _finite(values: Array) -> bool:
     values = np.asarray(values)
     if values.size < 2:
         return all(map(math.isfinite, values.flat))
-    return math.isfinite(values.min()) and math.isfinite(values.max())
+    return math.isfinite(np.minimum.reduce(values, None)) and math.isfinite(np.maximum.reduce(values, None))
 
 
 def diverged(query: Query) -> TaskError:
