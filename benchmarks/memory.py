@@ -44,6 +44,7 @@ from cloister.seal.labels import ZERO32, fields
 from cloister.seal.masks import Seed, apply_masks
 from cloister.seal.receipt import open_receipt
 from cloister.seal.roster import Roster
+from cloister.site.agent import ANSWER_FIRST_SECONDS
 from cloister.vector import Answer, Query, State
 from cloister.vector.layout import Words
 from cloister.vector.query import ROWS
@@ -226,6 +227,7 @@ async def poll(client: CoordinatorClient, mail: asyncio.Queue[Envelope]) -> None
         for envelope in await client.poll(after):
             after = envelope.seq
             mail.put_nowait(envelope)
+        await asyncio.sleep(ANSWER_FIRST_SECONDS)
 
 
 def answer(query: Query, seal: SealClient) -> Words:
@@ -281,6 +283,7 @@ async def served(folder: Path, sites: int, run: Run) -> None:
 
     Args: run: awaited with the process's id, the coordinator's folder, the sites and the analyst.
     """
+    folder.mkdir(exist_ok=True)
     made = init_coordinator(folder / "hub", "memory", port=free_port(), root_path=folder / "root.key")
     invited = [*invite(made.path, [f"site-{at:03d}" for at in range(sites)], "site")]
     members, analyst = [Member(each) for each in invited], Member(invite(made.path, ["ann"], "analyst")[0])

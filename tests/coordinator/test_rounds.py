@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +15,27 @@ from cloister.coordinator import init_coordinator
 from cloister.coordinator.folder import read_key
 from cloister.coordinator.hub import Hub, Patience
 from cloister.coordinator.membership import current_roster
-from cloister.coordinator.rounds import OpenRound
+from cloister.coordinator.rounds import OpenRound, delete_parts
 from cloister.coordinator.store import Round, Run
+from cloister.coordinator.uploads import Uploads
 from cloister.seal.client import SealClient
 from cloister.seal.identity import SIGNATURE_BYTES, Identity
 from cloister.seal.labels import ZERO32, fields
-from cloister.seal.messages import PART_BYTES
+from cloister.seal.merkle import root, root_of
+from cloister.seal.messages import PART_BYTES, Masked
 from cloister.seal.plan import Plan
 from cloister.seal.roster import Member, Roster, sign_roster
 from cloister.seal.state import Phase
 from cloister.seal.threshold import threshold
 from cloister.vector import Block, Layout
-from cloister.vector.errors import BadUpload, EnvelopeReplayed, StorageFull, UnexpectedMessage
+from cloister.vector.errors import (
+    BadUpload,
+    ContextMismatch,
+    EnvelopeReplayed,
+    MalformedMessage,
+    StorageFull,
+    UnexpectedMessage,
+)
 from cloister.wire import Envelope
 
 from .sites import Once
@@ -93,7 +101,7 @@ class Table:
                 yield data[at : at + (1 << 16)]
 
         ((_, length),) = [found for found in self.round.expecting(name) if found[0] == site]
-        await self.hub.parts.put_stream(name, length, chunks())
+        await self.hub.parts.put_stream(self.round.stored(name), name, length, chunks())
         await self.round.part_arrived(site)
 
     async def upload(self, site: str, value: int) -> None:
@@ -104,7 +112,7 @@ class Table:
 
 def cut(payload: bytes) -> list[tuple[str, bytes]]:
     parts = [payload[at : at + PART_BYTES] for at in range(0, len(payload), PART_BYTES)]
-    return [(hashlib.sha256(part).hexdigest(), part) for part in parts]
+    return [(root_of(part).hex(), part) for part in parts]
 
 
 @pytest.fixture
@@ -211,12 +219,13 @@ def test_bytes_that_are_not_those_signed_for(table: Table) -> None:
     async def act() -> None:
         await table.reach(Phase.MASKED)
         header, payload = table.masked("a", 1)
-        (first, one), _ = cut(payload)
+        (first, one), (second, two) = cut(payload)
         await table.round.announce(table.envelope("a", "masked", header))
-        with pytest.raises(BadUpload):
-            await table.put("a", first, one[:-1] + b"x")
-        with pytest.raises(BadUpload):
-            await table.put("a", first, one + b"x")
+        for wrong in (one[:-1] + bytes([one[-1] ^ 1]), one + b"x", one[:-1], two):
+            with pytest.raises(BadUpload):
+                await table.put("a", first, wrong)
+        assert not table.hub.parts.has(table.round.stored(first))
+        assert await table.round.announce(table.envelope("a", "masked", header)) == [first, second]
         with pytest.raises(UnexpectedMessage):
             await table.round.announce(table.envelope("b", "masked", header))  # of another site
         assert table.round.server.answered() == set()
@@ -224,16 +233,142 @@ def test_bytes_that_are_not_those_signed_for(table: Table) -> None:
     asyncio.run(act())
 
 
-def test_parts_that_the_disk_lost_are_found_out_after_a_restart(table: Table) -> None:
+def test_a_header_whose_parts_do_not_make_its_root(table: Table) -> None:
+    async def act() -> None:
+        await table.reach(Phase.MASKED)
+        message, seal = Masked.from_bytes(table.masked("a", 1)[0]), table.seals["a"]
+        swapped = replace(message, parts=message.parts[::-1]).signed(seal._identity)
+        with pytest.raises(MalformedMessage):
+            await table.round.announce(table.envelope("a", "masked", swapped.to_bytes()))
+        assert table.round.parts_of("a") == []
+
+    asyncio.run(act())
+
+
+def test_a_part_of_another_length_than_it_stands_for(table: Table) -> None:
+    """Two names of a short part make a root, and both are on the disk at once."""
+
+    async def act() -> None:
+        await table.reach(Phase.MASKED)
+        header, payload = table.masked("a", 1)
+        message, seal = Masked.from_bytes(header), table.seals["a"]
+        _, (short, data) = cut(payload)
+        parts = (bytes.fromhex(short), bytes.fromhex(short))
+        upload = replace(message.upload, root=root(parts)).signed(seal._identity)
+        await table.round.announce(table.envelope("a", "masked", header))
+        await table.put("a", short, data)
+        twice = replace(message, upload=upload, parts=parts).signed(seal._identity).to_bytes()
+        with pytest.raises(BadUpload):
+            await table.round.announce(table.envelope("a", "masked", twice))
+        assert table.round.server.answered() == set()
+
+    asyncio.run(act())
+
+
+def test_a_header_of_another_round_names_no_part_of_this_one(table: Table) -> None:
+    """Else it would take those of the other round with it when its own are deleted."""
+
+    async def act() -> None:
+        await table.reach(Phase.MASKED)
+        header, payload = table.masked("a", 1)
+        await table.round.announce(table.envelope("a", "masked", header))
+        for name, data in cut(payload):
+            await table.put("a", name, data)
+        message, seal = Masked.from_bytes(table.masked("b", 1)[0]), table.seals["b"]
+        upload = replace(message.upload, context=bytes(32)).signed(seal._identity)
+        strange = replace(message, context=bytes(32), upload=upload).signed(seal._identity).to_bytes()
+        with pytest.raises(ContextMismatch):
+            await table.round.announce(table.envelope("b", "masked", strange))
+        copied = Masked.from_bytes(header)
+        elsewhere = replace(copied, context=bytes(32), upload=replace(copied.upload, context=bytes(32)))
+        delete_parts(table.hub, [elsewhere.to_bytes()])
+        assert all(table.hub.parts.has(table.round.stored(name)) for name, _ in cut(payload))
+        delete_parts(table.hub, [header])
+        assert not any(table.hub.parts.has(table.round.stored(name)) for name, _ in cut(payload))
+
+    asyncio.run(act())
+
+
+def test_another_header_while_the_parts_of_one_are_read(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act() -> None:
+        await table.reach(Phase.MASKED)
+        header, payload = table.masked("a", 1)
+        (first, one), (second, two) = cut(payload)
+        await table.round.announce(table.envelope("a", "masked", header))
+        await table.put("a", second, two)
+        table.restart()
+        message, seal = Masked.from_bytes(header), table.seals["a"]
+        parts = (bytes(32), message.parts[1])
+        upload = replace(message.upload, root=root(parts)).signed(seal._identity)
+        other = replace(message, upload=upload, parts=parts).signed(seal._identity).to_bytes()
+        putting = asyncio.create_task(table.put("a", first, one))
+        async with table.round._lock:
+            while not table.hub.parts.has(table.round.stored(first)):
+                await asyncio.sleep(0)
+            assert await table.round.announce(table.envelope("a", "masked", other)) == ["00" * 32]
+        await putting
+        assert table.round.server.answered() == set()
+
+    asyncio.run(act())
+
+
+def test_what_this_process_took_is_not_read_again(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("an upload was hashed a second time")
+
+    async def act() -> None:
+        await table.reach(Phase.MASKED)
+        await table.upload("a", 1)
+        assert table.round.server.answered() == {"a"}
+
+    monkeypatch.setattr(Uploads, "hashed", read)
+    asyncio.run(act())
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def tear(path: Path) -> None:
+    path.write_bytes(bytes(4000))  # as a file system may after a loss of power
+
+
+@pytest.mark.parametrize("harm", [flip, tear])
+@pytest.mark.parametrize("closed", [False, True])
+def test_parts_that_the_disk_lost_are_found_out_after_a_restart(
+    table: Table, harm: Callable[[Path], None], closed: bool
+) -> None:
     async def act() -> None:
         await table.reach(Phase.MASKED)
         for site in SITES:
             await table.upload(site, 1)
-        await table.round._close()
+        if closed:
+            await table.round._close()
         name, _ = table.round.parts_of("b")[1]
-        table.hub.parts.path(name).write_bytes(bytes(4000))  # as a file system may after a loss of power
+        harm(table.hub.parts.path(table.round.stored(name)))
         with pytest.raises(BadUpload):
             table.restart()
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("harm", [flip, tear])
+def test_a_part_from_before_a_restart_is_read_before_the_upload_is_taken(
+    table: Table, harm: Callable[[Path], None]
+) -> None:
+    async def act() -> None:
+        await table.reach(Phase.MASKED)
+        header, payload = table.masked("a", 1)
+        (first, one), (second, two) = cut(payload)
+        await table.round.announce(table.envelope("a", "masked", header))
+        await table.put("a", second, two)
+        harm(table.hub.parts.path(table.round.stored(second)))
+        table.restart()
+        with pytest.raises(BadUpload):
+            await table.put("a", first, one)
+        assert table.round.server.answered() == set()
 
     asyncio.run(act())
 

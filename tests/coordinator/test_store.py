@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError
 
 from cloister.coordinator.blobs import BlobFolder
-from cloister.coordinator.store import Round, Run, Store, Tx
+from cloister.coordinator.store import Round, Run, Store, Tx, raw
 from cloister.coordinator.tables import metadata
+from cloister.seal.merkle import root_of
 from cloister.vector.errors import BadUpload, EnvelopeReplayed, StorageFull, UsageError
 
 RUN = Run("0f" * 16, "ab" * 32, "heart", "lee", "cd" * 32, 2, 0.0, "running", False, None, None, None)
@@ -126,9 +126,9 @@ def test_runs_keep_their_json(store: Store) -> None:
 
 def test_a_full_disk_is_named_and_changes_nothing(store: Store) -> None:
     store.run_tx("run", lambda tx: tx.add_run(RUN))
-    with store._engines["FULL"].connect() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # what SQLite meets on a full disk
+    connection = raw(store._connection("FULL"))
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages}")  # what SQLite meets on a full disk
     with pytest.raises(StorageFull, match="full"):
         store.run_tx("big", lambda tx: tx.mail("kent", lambda number: bytes(1 << 20)))
     assert store.run_tx("look", lambda tx: tx.mail_after("kent", 0)) == []
@@ -146,21 +146,31 @@ def stream(data: bytes, cut: int) -> AsyncIterator[bytes]:
 @given(st.binary(max_size=300), st.integers(1, 100))
 def test_streams_become_blobs(tmp_path_factory: pytest.TempPathFactory, data: bytes, cut: int) -> None:
     blobs = BlobFolder(tmp_path_factory.mktemp("blobs"))
-    name = hashlib.sha256(data).hexdigest()
-    asyncio.run(blobs.put_stream(name, len(data), stream(data, cut)))
+    name = root_of(data).hex()
+    asyncio.run(blobs.put_stream(name, name, len(data), stream(data, cut)))
     assert blobs.has(name)
+    assert blobs.took(name, len(data))
+    assert not blobs.took(name, len(data) + 1)
     assert blobs.read(name) == data
-    assert blobs.put(data) == name
     blobs.delete([name])
     assert not blobs.has(name)
+    assert not blobs.took(name, len(data))
+
+
+def test_another_process_took_nothing_of_what_lies_there(tmp_path: Path) -> None:
+    name = root_of(b"abc").hex()
+    asyncio.run(BlobFolder(tmp_path).put_stream(name, name, 3, stream(b"abc", 2)))
+    assert BlobFolder(tmp_path).has(name)
+    assert not BlobFolder(tmp_path).took(name, 3)
 
 
 @pytest.mark.parametrize("length", [2, 3, 4])
 def test_another_stream_than_announced_leaves_nothing(tmp_path: Path, length: int) -> None:
     blobs = BlobFolder(tmp_path)
-    name = hashlib.sha256(b"abd").hexdigest()
+    name = root_of(b"abd").hex()
     with pytest.raises(BadUpload):
-        asyncio.run(blobs.put_stream(name, length, stream(b"abc", 2)))
+        asyncio.run(blobs.put_stream(name, name, length, stream(b"abc", 2)))
+    assert not blobs.took(name, length)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -182,7 +192,7 @@ def test_a_full_disk_under_the_blobs_is_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(StorageFull):
         blobs.put(b"abc")
     with pytest.raises(StorageFull):
-        asyncio.run(blobs.put_stream(hashlib.sha256(b"abc").hexdigest(), 3, stream(b"abc", 2)))
+        asyncio.run(blobs.put_stream("name", root_of(b"abc").hex(), 3, stream(b"abc", 2)))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

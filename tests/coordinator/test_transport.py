@@ -122,6 +122,26 @@ def test_a_body_over_the_limit_is_refused(federation: Federation, monkeypatch: p
     asyncio.run(act())
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /",
+        b"GET / HTTP/1.1\r\nhost: here\r\nlong: ",
+        b"POST /v1/poll HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nlong: ",
+    ],
+)
+def test_a_stranger_whose_head_does_not_end_is_hung_up_on(federation: Federation, start: bytes) -> None:
+    (kent,) = federation.admit("kent")
+    context = ssl.create_default_context(cadata=kent.certificate)
+    context.check_hostname = False
+    port = int(kent.url.rpartition(":")[2])
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port))) as stranger:
+        stranger.sendall(start)
+        with pytest.raises(OSError):
+            stranger.sendall(b"a" * (1 << 22))
+    assert asyncio.run(post(kent, api.POLL, poll_of(kent))).status == 204
+
+
 def test_messages_about_runs_and_rounds_that_are_not(federation: Federation) -> None:
     kent, lee = (*federation.admit("kent"), *federation.admit("dr.lee", role="analyst"))
     run = "0f" * 16

@@ -359,7 +359,7 @@ class Reference:
             common = self.ctx + self.h1 + self.h2 + u64(len(words)) + u32(self.bits)
             own = lp(name) + merkle_root(payload)
             entry = own + sign(site["id"], "upload", common + own)
-            parts = [sha256(payload[i : i + (1 << 22)]) for i in range(0, len(payload), 1 << 22)]
+            parts = [merkle_root(payload[i : i + (1 << 22)]) for i in range(0, len(payload), 1 << 22)]
             self.messages["masked"][name] = self._send(site["id"], "masked", common + entry + self._listed(parts))
             self.roots.append((name, merkle_root(payload), entry))
         listed = common + self._listed([entry for _, _, entry in self.roots])

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.seal import merkle
-from cloister.seal.merkle import MerkleBuilder, leaf_hash, node_hash
+from cloister.seal.merkle import LEAF_BYTES, MerkleBuilder, leaf_hash, node_hash
+from cloister.seal.messages import PART_BYTES
 
 # the test data of certificate transparency's reference implementation, and the roots of its first 0 to 8 entries
 ENTRIES = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
@@ -25,6 +26,7 @@ ROOTS = [
     "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
 ]
 LEAVES = [leaf_hash(bytes.fromhex(entry)) for entry in ENTRIES]
+BYTES = hashlib.shake_128(b"parts").digest(6 * PART_BYTES)
 
 
 @pytest.mark.parametrize("size", range(9))
@@ -95,3 +97,24 @@ def test_a_stream_has_the_root_of_its_leaves_however_it_is_cut(size, cuts):
     leaves = [leaf_hash(data[at : at + merkle.LEAF_BYTES]) for at in range(0, size, merkle.LEAF_BYTES)]
     assert builder.leaves() == leaves
     assert builder.root() == merkle.root(leaves) == merkle.root_of(memoryview(data))
+
+
+@given(st.integers(0, 1500), st.integers(0, 8))
+def test_the_root_follows_from_the_roots_of_whole_subtrees(size, height):
+    leaves, width = [place.to_bytes(32, "big") for place in range(size)], 1 << height
+    parts = [merkle.root(leaves[at : at + width]) for at in range(0, size, width)]
+    assert merkle.root(parts) == merkle.root(leaves)
+
+
+@pytest.mark.parametrize("parts", range(6))
+@pytest.mark.parametrize("more", [0, 1, LEAF_BYTES - 1, LEAF_BYTES, LEAF_BYTES + 1, 3 * LEAF_BYTES, PART_BYTES - 1])
+def test_the_root_of_a_masked_vector_follows_from_those_of_its_parts(parts, more):
+    data = memoryview(BYTES)[: parts * PART_BYTES + more]
+    roots = [merkle.root_of(data[at : at + PART_BYTES]) for at in range(0, len(data), PART_BYTES)]
+    assert len(data) == parts * PART_BYTES + more
+    assert merkle.root(roots) == merkle.root_of(data)
+
+
+def test_parts_that_are_no_whole_subtrees_give_another_root():
+    roots = [merkle.root(LEAVES[at : at + 3]) for at in range(0, 8, 3)]
+    assert merkle.root(roots) != merkle.root(LEAVES)

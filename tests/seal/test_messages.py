@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.seal import labels, masked_header
-from cloister.seal.merkle import root_of
+from cloister.seal.merkle import root, root_of
 from cloister.seal.messages import KINDS, PART_BYTES, Masked, SignedRoot, label_of
 from cloister.seal.receipt import open_receipt
 from cloister.seal.state import COORDINATOR, SITE, Phase, SitePhase, diagram, step
@@ -163,12 +163,22 @@ def test_masks_are_laid_after_the_shares_and_once(rig: Any) -> None:
 
 
 def test_the_parts_of_a_header_make_up_its_length() -> None:
+    assert [length for _, length in masked_header(header_of(b"a" * 32, b"b" * 32)).parts] == [PART_BYTES, 4]
+    with pytest.raises(MalformedMessage, match="length"):
+        masked_header(header_of(b"a" * 32))
+
+
+def header_of(*parts: bytes, signed: bytes | None = None) -> bytes:
+    """For a word more than a part holds. Args: signed: the root, where it is not that of the parts."""
     words = PART_BYTES // 4 + 1
-    root = SignedRoot(bytes(32), bytes(32), bytes(32), words, 32, "cork", bytes(32), bytes(64))
-    header = Masked(bytes(32), root, (b"a" * 32, b"b" * 32), signature=bytes(64)).to_bytes()
-    assert [length for _, length in masked_header(header).parts] == [PART_BYTES, 4]
-    with pytest.raises(MalformedMessage):
-        masked_header(Masked(bytes(32), root, (b"a" * 32,), signature=bytes(64)).to_bytes())
+    upload = SignedRoot(bytes(32), bytes(32), bytes(32), words, 32, "cork", signed or root(parts), bytes(64))
+    return Masked(bytes(32), upload, parts, signature=bytes(64)).to_bytes()
+
+
+@pytest.mark.parametrize("signed", [bytes(32), b"a" * 32, root([b"b" * 32, b"a" * 32])])
+def test_the_parts_of_a_header_make_its_root(signed: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="root"):
+        masked_header(header_of(b"a" * 32, b"b" * 32, signed=signed))
 
 
 def test_a_repeat_gets_the_same_answer_and_changes_nothing(rig: Any) -> None:

@@ -158,7 +158,7 @@ def test_what_was_masked_once_is_handed_in_for_that_question_alone(tmp_path: Pat
                 begun.append(run._training[0])
                 if at == 1:
                     plan = SimpleNamespace(round=at, query=b"\1", coder=FixedPoint(question.sealed_layout, 5))
-                    seal = SimpleNamespace(mask=lambda words: (b"header", b"payload"))
+                    seal = SimpleNamespace(mask=lambda words: (b"header", b"payload"), lay=lambda: None)
                     await run._contribute(SimpleNamespace(query=question, plan=plan, seal=seal, charge=None))
                     run._train(bytes([at]), question, b"")  # asked again after a void round: the same answer
                     assert run._training[0] is questions[0]

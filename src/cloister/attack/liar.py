@@ -19,6 +19,7 @@ from cloister.coordinator.folder import COORDINATOR, Folder
 from cloister.coordinator.hub import Hub, Patience
 from cloister.coordinator.log import ReceiptLog
 from cloister.coordinator.store import Tx
+from cloister.coordinator.uploads import stored
 from cloister.seal import derive, labels
 from cloister.seal.charges import Charges
 from cloister.seal.log import Log
@@ -65,7 +66,7 @@ class Watched(SealServer):
     def receive(self, site: str, data: bytes) -> None:
         message = self.record.note_heard(site, data)
         if isinstance(message, Masked):
-            parts = [self.hub.parts.read(part.hex()) for part in message.parts]
+            parts = [self.hub.parts.read(stored(message.context, part.hex())) for part in message.parts]
             self.record.payloads[site] = b"".join(parts)
         super().receive(site, data)
 

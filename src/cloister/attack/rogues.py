@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,13 +104,13 @@ class ShortVector(Rogue):
             short = payload[: -words.itemsize]
             upload = Masked.from_bytes(header).upload
             changed = replace(upload, words=upload.words - 1, root=root_of(short)).signed(self._identity)
-            return _announced(self, header, changed, short), short
+            return _announced(self, header, changed), short
 
 
 class FalseRoot(Rogue):
     """Signs for another vector than the one it uploads, to contest the sum afterwards.
 
-    Fails: the coordinator hashes what arrived before it accepts the signature.
+    Fails: the coordinator hashes what arrives, and keeps no part that is not of the root signed for.
     Refused as: BadUpload.
     """
 
@@ -119,13 +118,12 @@ class FalseRoot(Rogue):
         def mask(self, words: Words) -> tuple[bytes, memoryview]:
             header, payload = super().mask(words)
             changed = replace(Masked.from_bytes(header).upload, root=os.urandom(32)).signed(self._identity)
-            return _announced(self, header, changed, payload), payload
+            return _announced(self, header, changed), payload
 
 
-def _announced(seal: SealClient, header: bytes, upload: SignedRoot, payload: memoryview) -> bytes:
-    message = Masked.from_bytes(header)
-    parts = tuple(sha256(payload).digest() for _ in message.parts)  # these vectors are of one part
-    return replace(message, upload=upload, parts=parts).signed(seal._identity).to_bytes()
+def _announced(seal: SealClient, header: bytes, upload: SignedRoot) -> bytes:
+    parts = (upload.root,)  # these vectors are of one part
+    return replace(Masked.from_bytes(header), upload=upload, parts=parts).signed(seal._identity).to_bytes()
 
 
 class ReplayedKeys(Rogue):

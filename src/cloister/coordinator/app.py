@@ -1,7 +1,8 @@
 """The HTTP interface: one handler for each path of `wire.api`, each of them thin.
 
-Every request but enrolment, rosters and parts is one signed envelope: verified against the roster, its number
-accepted once, and only then acted upon. Errors are problem documents; the state is as it was.
+Every request but enrolment, rosters and parts is one signed envelope: verified against the roster, its number accepted
+once (a poll's for as long as the process lives), and only then acted upon. Errors are problem documents; the state is
+as it was.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cloister.coordinator.membership import enroll
 from cloister.coordinator.runs import Runs
 from cloister.vector import CloisterError
 from cloister.vector.errors import MalformedMessage, NotInRoster, UnexpectedMessage, UsageError
-from cloister.wire import Envelope, api, open_envelope
+from cloister.wire import Envelope, ReplayWindow, api, open_envelope
 from cloister.wire.envelope import join
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -89,6 +90,8 @@ class Desk:
     def __init__(self, hub: Hub, runs: Runs) -> None:
         self._hub, self._runs = hub, runs
         self._auditor = Auditor(hub)
+        # numbers of polls: not durable, since one that is replayed after a restart says only what was said before
+        self._polls: dict[str, ReplayWindow] = {}
 
     async def _envelope(
         self, request: Request, types: tuple[str, ...], roles: tuple[str, ...], limit: int = api.MAX_MESSAGE_BYTES
@@ -131,14 +134,10 @@ class Desk:
         envelope, _ = await self._envelope(request, ("poll",), SITE)
         site, asked = envelope.sender, api.Poll.from_bytes(envelope.body)
         store, signals = self._hub.store, self._hub.signals
-
-        def take(tx: Any) -> list[bytes]:
-            tx.accept_number(site, envelope.seq)
-            tx.acknowledge(site, asked.after)
-            return list(tx.mail_after(site, asked.after))
-
+        self._polls[site] = self._polls.get(site, ReplayWindow()).accept(envelope.seq, site)
+        store.acknowledge(site, asked.after)
         with self._hub.presence.polling(site):
-            mail, deadline = store.run_tx("poll", take, flush=False), time.monotonic() + asked.hold
+            mail, deadline = store.look(lambda tx: tx.mail_after(site, asked.after)), time.monotonic() + asked.hold
             while not mail and not signals.closing and (left := deadline - time.monotonic()) > 0:
                 if await _gone(request, signals.waiter([f"mail/{site}"]), left):
                     break
@@ -170,9 +169,9 @@ class Desk:
             if any(round.announced(name) for round in self._runs.rounds.values()):
                 return Response(status_code=204)  # complete already: the answer was lost on the way
             raise UnexpectedMessage("no site announced this part.")
-        (_, site, length), parts = wanted[0], self._hub.parts
-        if not parts.has(name):
-            await parts.put_stream(name, length, self._heard(request.stream(), site))
+        (first, site, length), parts = wanted[0], self._hub.parts
+        if not parts.has(first.stored(name)):
+            await parts.put_stream(first.stored(name), name, length, self._heard(request.stream(), site))
         for round, owner, _ in wanted:
             await round.part_arrived(owner)
         return Response(status_code=204)

@@ -37,6 +37,7 @@ from cloister.vector.errors import (
     TooFewSites,
     TooFewSurvivors,
 )
+from cloister.vector.layout import Words
 from cloister.wire import api
 
 ATTEMPTS = 3  # rounds spent on one query before the run fails
@@ -51,12 +52,15 @@ class Stopped(CloisterError):
 
 @dataclass(frozen=True)
 class _Opened:
-    """A sum that is open, waiting for the state that is learnt from it. total: its blob, that is being written."""
+    """A sum that is open, waiting for the state that is learnt from it.
+
+    Attributes: proof: by column of the round's row, the blobs that prove the sum; they are being written meanwhile.
+    """
 
     round: OpenRound
     query: Query
     sum_roots: list[bytes]
-    total: asyncio.Task[str]
+    proof: asyncio.Task[dict[str, str]]
 
 
 class RemoteCohort:
@@ -215,13 +219,18 @@ class RemoteCohort:
                 await asyncio.to_thread(self._hub.blobs.flush, name.hex())  # which the sites read meanwhile
                 await round.drive()
                 words, roots = await asyncio.to_thread(round.total)
-                total = asyncio.create_task(asyncio.to_thread(self._hub.blobs.put, little_endian(words)))
-                return _Opened(round, query, roots, total), words
+                proof = asyncio.create_task(asyncio.to_thread(self._put_proof, round, words))
+                return _Opened(round, query, roots, proof), words
             except PeerError as fault:
                 self._void(round, fault)
                 last = fault
                 await self._pause(attempt)
         raise RoundVoid(f"{ATTEMPTS} rounds for {query.task!r} ended without a sum.", mend=str(last)) from last
+
+    def _put_proof(self, round: OpenRound, words: Words) -> dict[str, str]:
+        put = self._hub.blobs.put
+        shown = {"keylist": put(round.shown[Phase.KEYS]), "consistency": put(round.shown[Phase.CONSISTENT])}
+        return {"total": put(little_endian(words)), **shown}
 
     async def _pause(self, attempt: int) -> None:
         """Between two rounds of a question: until it shows who is gone, and longer each time, for who returns."""
@@ -241,10 +250,11 @@ class RemoteCohort:
     async def _open(self, query: Query, name: bytes) -> OpenRound:
         """A new round: its plan, agreed durably, and message 0 in the mailboxes."""
         hub, run = self._hub, self._run
-        last = hub.store.look(lambda tx: tx.last_round(run.id))
-        done = hub.store.look(lambda tx: tx.last_round(run.id, "done"))
+        last, done, bound = hub.store.look(
+            lambda tx: (tx.last_round(run.id), tx.last_round(run.id, "done"), tx.bound(run.id))
+        )
         number = 0 if last is None else last.number + 1
-        if bound := hub.store.look(lambda tx: tx.bound(run.id)):
+        if bound:
             sites = await self._all_of(bound, _away_after_void)
         else:
             if query.named and not query.others:
@@ -322,8 +332,6 @@ class RemoteCohort:
         evidence = {
             "receipt": open_receipt(receipt, self._hub.identity.public).digest.hex(),
             "blob": blobs.put(receipt),
-            "keylist": blobs.put(round.shown[Phase.KEYS]),
-            "consistency": blobs.put(round.shown[Phase.CONSISTENT]),
             "opening": round.server.opening().to_bytes(),
         }
         self._call(self._save(opened, state, name, receipt, evidence))
@@ -333,20 +341,21 @@ class RemoteCohort:
         self, opened: _Opened, state: State, name: str, receipt: bytes, evidence: Mapping[str, Any]
     ) -> None:
         hub, run, round = self._hub, self._run.id, opened.round
-        event, total = self._round_event(opened, state), await opened.total
+        event, proof = self._round_event(opened, state), await opened.proof
 
         def write(tx: Tx) -> list[bytes]:
             tx.set_run(run, state=name)
-            tx.set_round(run, round.number, outcome="done", total=total, **evidence)
+            tx.set_round(run, round.number, outcome="done", **proof, **evidence)
             tx.append_to_log(leaf_hash(receipt), evidence["blob"])
             for site in self._members():  # also those that were not there: the chain of receipts has no gaps
-                tx.mail(site, hub.letter("receipt", site, run, round.number, receipt))
+                # the next question, or the end of the run, is about to follow
+                tx.mail(site, hub.letter("receipt", site, run, round.number, receipt), wake=False)
             tx.add_event(run, event)
             return tx.drop_rounds(run, hub.folder.keep_rounds)
 
         headers = hub.store.run_tx("save", write)
         self._rounds.pop((run, round.number), None)
-        delete_parts(hub, headers)
+        self._loop.run_in_executor(None, delete_parts, hub, headers)  # nobody waits for that
 
     def _round_event(self, opened: _Opened, state: State) -> dict[str, Any]:
         """What the analyst sees of a round: times, bytes, survivors, and the metrics that it measured."""

@@ -6,7 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 from cloister.coordinator.folder import open_folder
-from cloister.seal.messages import masked_header
+from cloister.coordinator.uploads import stored
+from cloister.seal.messages import Masked
 from cloister.seal.plan import Plan
 from cloister.vector import Query
 from cloister.vector.errors import UsageError
@@ -28,7 +29,7 @@ def masked_vectors(folder: Path, run: str) -> tuple[Plan, Query, dict[str, bytes
     plan = Plan.from_bytes(last.plan)
     blobs, parts = opened.blobs(), opened.parts()
     vectors = {
-        site: b"".join(parts.read(digest.hex()) for digest, _ in masked_header(header).parts)
-        for site, header in headers.items()
+        site: b"".join(parts.read(stored(message.context, part.hex())) for part in message.parts)
+        for site, message in ((site, Masked.from_bytes(header)) for site, header in headers.items())
     }
     return plan, Query.from_bytes(blobs.read(plan.query.hex())), vectors

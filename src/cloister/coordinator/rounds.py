@@ -15,18 +15,19 @@ from typing import TypeVar
 
 from cloister.coordinator.hub import Hub, Stopping
 from cloister.coordinator.store import Round, Run, Tx
-from cloister.coordinator.uploads import Uploads
+from cloister.coordinator.uploads import Uploads, stored
 from cloister.job import Job
 from cloister.round.loop import cores
 from cloister.seal.masks import packed_bytes
 from cloister.seal.merkle import root_of
-from cloister.seal.messages import MaskedHeader, label_of, masked_header
+from cloister.seal.messages import Masked, MaskedHeader, label_of, masked_header
 from cloister.seal.plan import Plan
 from cloister.seal.server import SealServer
 from cloister.seal.state import Phase
 from cloister.vector import CloisterError
 from cloister.vector.errors import (
     BadUpload,
+    ContextMismatch,
     EnvironmentFailure,
     RoundVoid,
     TooFewSurvivors,
@@ -82,13 +83,12 @@ class OpenRound:
                 server.receive(site, data)
         self._headers = {site: masked_header(data) for site, data in uploads.items()}
         for site in server.u3 or (server.answered() if server.phase is Phase.MASKED else ()):
-            self._check_upload(site)
+            self._check_upload(self._headers[site])
         return server
 
-    def _check_upload(self, site: str) -> None:
+    def _check_upload(self, header: MaskedHeader) -> None:
         """Raises: BadUpload: what lies on disk is not what the site signed for."""
-        header = self._headers[site]
-        tree, length = Uploads(self._hub.parts, {site: header}).hashed(site)
+        tree, length = Uploads(self._hub.parts, {header.site: header}).hashed(header.site)
         header.check(tree.root(), length)
 
     def _remember(self, closed: Phase, outgoing: Mapping[str, bytes]) -> None:
@@ -122,11 +122,13 @@ class OpenRound:
         self._commit("message", write, flush=False)
 
     async def announce(self, envelope: Envelope) -> list[str]:
-        """The header of a masked vector. Returns: the digests (hex) of its parts that are still to be put."""
+        """The header of a masked vector. Returns: the names of its parts that are still to be put."""
         site, header = envelope.sender, masked_header(envelope.body)
         size = packed_bytes(self.plan.words, self.plan.bits)
         if header.site != site or self.server.phase is not Phase.MASKED or site not in self.server.awaited():
             raise UnexpectedMessage("no masked vector is awaited from this site", site=site)
+        if header.context != self.server.context:
+            raise ContextMismatch("a masked vector of another round", site=site)
         if header.payload_bytes != size:
             raise BadUpload(f"a masked vector of {header.payload_bytes} bytes where {size} are planned", site=site)
 
@@ -141,15 +143,19 @@ class OpenRound:
                 self.server.receive(site, envelope.body)  # the same again is no event, another one is refused
             return []
         self._headers[site] = header
-        missing = [name for name, _ in self.parts_of(site) if not self._hub.parts.has(name)]
+        missing = [name for name, _ in self.parts_of(site) if not self._hub.parts.has(self.stored(name))]
         if not missing:
             await self._complete(site)
         return missing
 
     def parts_of(self, site: str) -> list[tuple[str, int]]:
-        """(digest in hex, length) of each part that the site announced."""
+        """(Merkle root in hex, length) of each part that the site announced."""
         header = self._headers.get(site)
-        return [(digest.hex(), length) for digest, length in header.parts] if header else []
+        return [(root.hex(), length) for root, length in header.parts] if header else []
+
+    def stored(self, part: str) -> str:
+        """The name under which a part of this round lies in the folder of parts."""
+        return stored(self.server.context, part)
 
     def expecting(self, part: str) -> Iterator[tuple[str, int]]:
         """The sites that announced this part and whose upload is not complete, with its length."""
@@ -163,15 +169,19 @@ class OpenRound:
 
     async def part_arrived(self, site: str) -> None:
         """Accepts the site's masked vector once all its parts are here. Raises: BadUpload: they are not as signed."""
-        if all(self._hub.parts.has(name) for name, _ in self.parts_of(site)):
+        if all(self._hub.parts.has(self.stored(name)) for name, _ in self.parts_of(site)):
             await self._complete(site)
 
     async def _complete(self, site: str) -> None:
-        await asyncio.to_thread(self._check_upload, site)
-        data = self._hub.store.look(lambda tx: tx.upload(self.run, self.number, site))
+        header = self._headers[site]
+        parts = self.parts_of(site)
+        if not all(self._hub.parts.took(self.stored(name), length) for name, length in parts):  # put before a restart
+            await asyncio.to_thread(self._check_upload, header)
         async with self._lock:
-            self._receive(site, data, None)
-            uploads = Uploads(self._hub.parts, {site: self._headers[site]})
+            if self._headers[site] is not header:
+                return  # it announced another one meanwhile, of which nothing is known yet
+            self._receive(site, self._hub.store.look(lambda tx: tx.upload(self.run, self.number, site)), None)
+            uploads = Uploads(self._hub.parts, {site: header})
             await asyncio.to_thread(self.server.add, site, uploads.read)
 
     def drop(self, tx: Tx, site: str) -> None:
@@ -297,4 +307,5 @@ def void_round(hub: Hub, run: str, number: int, plan: Plan, fault: CloisterError
 
 def delete_parts(hub: Hub, headers: list[bytes]) -> None:
     """Deletes the masked vectors that these headers announced."""
-    hub.parts.delete(digest.hex() for data in headers for digest, _ in masked_header(data).parts)
+    messages = map(Masked.from_bytes, headers)
+    hub.parts.delete(stored(message.context, part.hex()) for message in messages for part in message.parts)

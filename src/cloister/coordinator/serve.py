@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cloister.coordinator.app import make_app
 from cloister.coordinator.folder import Folder, open_folder
@@ -21,6 +22,7 @@ from cloister.vector.errors import AddressInUse, StateLocked, UsageError
 
 KEEPALIVE_SECONDS = 75  # as nginx; above the client's 30, so that no request meets a connection being closed
 SHUTDOWN_SECONDS = 3  # for requests that are being answered; held polls are let go at once
+MAX_HEAD_BYTES = 1 << 16  # of a request, as uvicorn with h11 has it; its httptools knows no limit
 BACKLOG = 2048  # uvicorn's own default
 
 
@@ -59,6 +61,7 @@ def make_server(hub: Hub, runs: Runs, ready: Callable[[], None]) -> uvicorn.Serv
     """The application on uvicorn, over TLS with the folder's certificate. Args: ready: told once it answers."""
     config = uvicorn.Config(
         make_app(hub, runs),
+        http=_Bounded,
         ssl_certfile=hub.folder.certificate,
         ssl_keyfile=hub.folder.certificate_key,
         timeout_keep_alive=KEEPALIVE_SECONDS,
@@ -66,9 +69,34 @@ def make_server(hub: Hub, runs: Runs, ready: Callable[[], None]) -> uvicorn.Serv
         lifespan="off",
         log_level="warning",
         access_log=False,
+        proxy_headers=False,
         server_header=False,
     )
     return _Server(config, hub, ready)
+
+
+class _Bounded(HttpToolsProtocol):
+    """Hangs up on a stranger whose URL, headers or trailers do not end, and would fill the memory."""
+
+    _loose = 0  # bytes since the last end of a head, piece of a body or end of a request
+
+    def data_received(self, data: bytes) -> None:
+        self._loose += len(data)
+        super().data_received(data)
+        if self._loose > MAX_HEAD_BYTES:
+            self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        self._loose = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._loose = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._loose = 0
+        super().on_message_complete()
 
 
 class _Server(uvicorn.Server):
@@ -90,7 +118,7 @@ class _Server(uvicorn.Server):
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:  # else asyncio leaves Nagle on
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,12 +189,14 @@ class Tx:
             raised = raised.on_conflict_do_update(["key"], set_={"least": raised.excluded.least}, where=larger)
             self._run(raised, rows)
 
-    def mail(self, site: str, make: Callable[[int], bytes]) -> None:
-        """Puts a message into a site's mailbox. Args: make: the envelope, given its number."""
+    def mail(self, site: str, make: Callable[[int], bytes], *, wake: bool = True) -> None:
+        """Puts a message into a site's mailbox. Args: make: the envelope, given its number. wake: whether a poll that
+        waits is answered at once; else the site reads it with the next message, or when it polls again."""
         self._hot(Hot.next, {"site": site})
         number = self._hot(Hot.head, {"site": site}).fetchone()[0]
         self._hot(Hot.mail, {"site": site, "number": number, "data": make(number)})
-        self.touched.add(f"mail/{site}")
+        if wake:
+            self.touched.add(f"mail/{site}")
 
     def acknowledge(self, site: str, number: int) -> None:
         self._hot(Hot.acknowledge, {"site": site, "number": number})
@@ -353,8 +356,10 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.on_commit: Callable[[set[str]], None] = lambda topics: None
+        self._read: dict[str, int] = {}  # what sites acknowledged since the last transaction
+        self._kept = threading.local()  # this thread's connections: to take one from the pool costs a quarter of a tx
         self._engines = {synchronous: self._engine(synchronous) for synchronous in ("FULL", "NORMAL")}
-        self._reader = self._engine("NORMAL", reads=True)
+        self._engines["reads"] = self._engine("NORMAL", reads=True)
         with self._translated(), self._engines["FULL"].connect() as connection:
             config = alembic.config.Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
@@ -377,13 +382,24 @@ class Store:
         return engine
 
     def close(self) -> None:
-        for engine in (*self._engines.values(), self._reader):
+        for name, engine in self._engines.items():
+            if (kept := getattr(self._kept, name, None)) is not None:
+                kept.close()
             engine.dispose()
+
+    def _connection(self, name: str) -> Connection:
+        kept: Connection | None = getattr(self._kept, name, None)
+        if kept is None or kept.closed or kept.invalidated:
+            kept = self._engines[name].connect()
+            setattr(self._kept, name, kept)
+        return kept
 
     def look(self, fn: Callable[[Tx], Result]) -> Result:
         """Returns what `fn` reads, all of one moment; a write in it is an error. Raises: StateLocked, as `run_tx`."""
-        with self._translated("look"), self._reader.begin() as connection:
-            return fn(Tx(connection))
+        with self._translated("look"):
+            connection = self._connection("reads")
+            with connection.begin():
+                return fn(Tx(connection))
 
     def run_tx(self, name: str, fn: Callable[[Tx], Result], *, flush: bool = True) -> Result:
         """Runs `fn` in one transaction and returns what it returns.
@@ -394,18 +410,26 @@ class Store:
         """
         for attempt in range(ATTEMPTS):
             try:
-                with self._translated(name), self._engines["FULL" if flush else "NORMAL"].connect() as connection:
+                with self._translated(name):
+                    connection, read = self._connection("FULL" if flush else "NORMAL"), dict(self._read)
                     tx = Tx(connection)
                     with connection.begin() as transaction:
+                        for site, number in read.items():
+                            tx.acknowledge(site, number)
                         result = fn(tx)
                         with durable(f"coordinator.tx.{name}"):
                             transaction.commit()
+                self._read = {site: number for site, number in self._read.items() if read.get(site) != number}
                 self.on_commit(tx.touched)
                 return result
             except StateLocked:
                 if attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError("the last attempt returns or raises")
+
+    def acknowledge(self, site: str, number: int) -> None:
+        """Forgets a site's mail up to `number`, in the next transaction: one of its own is not worth its time."""
+        self._read[site] = max(number, self._read.get(site, 0))
 
     def add_roster(self, version: int, signed: bytes) -> None:
         self.run_tx("roster", lambda tx: tx.add_roster(version, signed))

@@ -13,12 +13,22 @@ from cloister.vector.errors import BadUpload
 READ_BYTES = 1 << 20  # of a part at a time, when it is hashed
 
 
+def stored(context: bytes, root: str) -> str:
+    """The name under which a part with this root lies: one of its round alone, with which it is deleted.
+
+    The same bytes may come in another round: a short last part by chance, a whole one because somebody wants it
+    deleted with a round of his, whose root all sites of the first were shown.
+    """
+    return f"{context[:16].hex()}{root}"
+
+
 class Uploads:
     """The uploads of one round. Args: headers: by site. Raises: UsageError: a part is not there any more."""
 
     def __init__(self, parts: BlobFolder, headers: Mapping[str, MaskedHeader]) -> None:
         self._paths = {
-            site: [parts.path(digest.hex()) for digest, _ in header.parts] for site, header in headers.items()
+            site: [parts.path(stored(header.context, root.hex())) for root, _ in header.parts]
+            for site, header in headers.items()
         }
 
     def read(self, site: str, offset: int, length: int) -> bytes:

@@ -17,7 +17,6 @@ the tree and leaves the machine as it was. A byte-for-byte repeat of an answered
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from hashlib import sha256
 from types import MappingProxyType
 from typing import Protocol
 
@@ -31,7 +30,7 @@ from cloister.seal.graph import draw, mark
 from cloister.seal.identity import Identity, Randomness
 from cloister.seal.log import Agreement, LogView, origin_of
 from cloister.seal.masks import Seed, apply_masks, pack, reduce
-from cloister.seal.merkle import root_of
+from cloister.seal.merkle import root, root_of
 from cloister.seal.messages import (
     KINDS,
     PART_BYTES,
@@ -414,9 +413,9 @@ class SealClient:
         after, plan = step(SITE, self.phase, "mask", self.site), self.plan
         reduce(masked, plan.bits)
         payload = pack(masked, plan.bits)
-        parts = tuple(sha256(payload[at : at + PART_BYTES]).digest() for at in range(0, len(payload), PART_BYTES))
+        parts = tuple(root_of(payload[at : at + PART_BYTES]) for at in range(0, len(payload), PART_BYTES))
         upload = SignedRoot(
-            self._context, self._h1, self._u2_digest, plan.words, plan.bits, self.site, root_of(payload)
+            self._context, self._h1, self._u2_digest, plan.words, plan.bits, self.site, root(parts)
         ).signed(self._identity)
         header = Masked(self._context, upload, parts).signed(self._identity)
         self._upload, self._pairs, self._beta = upload, {}, 0

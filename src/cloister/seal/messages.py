@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar, NamedTuple, Self, TypeVar
 
-from cloister.seal import labels
+from cloister.seal import labels, merkle
 from cloister.seal.identity import SIGNATURE_BYTES, Identity, verify
 from cloister.seal.labels import lp
 from cloister.seal.masks import packed_bytes
@@ -26,7 +26,7 @@ from cloister.vector.layout import BITS
 
 MAX_NAME_BYTES = 63  # of a site's id, as a DNS label
 MAX_PLAN_BYTES = 1 << 20  # a plan names a layout and a cohort; a longer one is an attack
-PART_BYTES = 1 << 22  # a masked vector travels in parts of 4 MiB, as S3 takes them from 5 MiB and browsers from 1
+PART_BYTES = 64 * merkle.LEAF_BYTES  # a masked vector travels in parts of 4 MiB, each a whole subtree of its tree
 CIPHERTEXT_BYTES = 32 + 32 + 16  # two shares and the tag
 MAX_CHARGE = 1 << 62  # of a ledger, so that who keeps the next one needs no more than 64 bits
 MAX_CHECKPOINT_BYTES = 512  # a head of the log with the coordinator's signature alone has some 300
@@ -341,7 +341,7 @@ class Masked(Message):
 
     LABEL = labels.MASKED
     upload: SignedRoot
-    parts: tuple[bytes, ...]  # SHA-256 of each stretch of PART_BYTES
+    parts: tuple[bytes, ...]  # Merkle root of each stretch of PART_BYTES; the upload's root is that over these
 
     def body(self) -> bytes:
         return self.upload.common() + self.upload.entry() + _count(self.parts)
@@ -460,9 +460,10 @@ KINDS: dict[str, type[Message]] = {
 class MaskedHeader:
     """What a transport needs of message 5, whose signature it leaves to `SealServer.receive`.
 
-    Attributes: root: of the payload's Merkle tree. parts: (SHA-256, length) of each part. payload_bytes: of all.
+    Attributes: root: of the payload's Merkle tree. parts: (Merkle root, length) of each part. payload_bytes: of all.
     """
 
+    context: bytes
     site: str
     root: bytes
     parts: tuple[tuple[bytes, int], ...]
@@ -479,9 +480,11 @@ class MaskedHeader:
 
 
 def masked_header(data: bytes) -> MaskedHeader:
-    """Reads message 5 for the transport. Raises: MalformedMessage."""
+    """Reads message 5 for the transport. Raises: MalformedMessage: also where the parts do not make the root."""
     message = Masked.from_bytes(data)
+    if merkle.root(message.parts) != message.upload.root:
+        raise MalformedMessage("a masked vector's parts do not make up its root")
     size = message.payload_bytes
     lengths = [min(PART_BYTES, size - at) for at in range(0, size, PART_BYTES)]
     parts = tuple(zip(message.parts, lengths, strict=True))
-    return MaskedHeader(message.upload.site, message.upload.root, parts, size)
+    return MaskedHeader(message.context, message.upload.site, message.upload.root, parts, size)
