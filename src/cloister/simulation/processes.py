@@ -347,6 +347,9 @@ def _ending(code: int | None) -> str:
 def _work(serial: SerialEngine, connection: Connection, others: list[Connection], shared: Shared, at: int) -> None:
     """A worker's life: until the other end of its pipe is gone, whatever became of that process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
+    if hasattr(os, "SCHED_BATCH"):  # woken, it lets the one who asks wake the others too, whatever core that is on
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     for other in others:
         other.close()
     try:
