@@ -289,7 +289,7 @@ def test_a_header_of_another_round_names_no_part_of_this_one(table: Table) -> No
     asyncio.run(act())
 
 
-def test_another_header_while_the_parts_of_one_are_read(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_header_while_the_parts_of_one_are_read(table: Table) -> None:
     async def act() -> None:
         await table.reach(Phase.MASKED)
         header, payload = table.masked("a", 1)

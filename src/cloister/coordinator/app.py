@@ -1,8 +1,8 @@
 """The HTTP interface: one handler for each path of `wire.api`, each of them thin.
 
-Every request but enrolment, rosters and parts is one signed envelope: verified against the roster, its number accepted
-once (a poll's for as long as the process lives), and only then acted upon. Errors are problem documents; the state is
-as it was.
+Every request but enrolment, rosters and parts is one signed envelope: verified against the roster, its number
+accepted once (a poll's for as long as the process lives), and only then acted upon. Errors are problem documents; the
+state is as it was.
 """
 
 from __future__ import annotations
