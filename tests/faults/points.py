@@ -67,7 +67,6 @@ DEATHS: dict[str, tuple[str, int]] = {
     "coordinator.tx.message": (ROUND, 1),
     "coordinator.tx.number": (ROUND, 1),
     "coordinator.tx.open": (ROUND, 1),
-    "coordinator.tx.poll": (ROUND, 1),
     "coordinator.tx.refuse": (REFUSAL, 1),
     "coordinator.tx.roster": (ALONE, 1),
     "coordinator.tx.save": (ROUND, 1),

@@ -62,7 +62,6 @@ SOME = (  # where the order of two writes matters most
     "coordinator.tx.save:before:1",
     "coordinator.tx.save:after:1",
     "coordinator.delete:before:1",
-    "coordinator.tx.poll:before:1",
 )
 
 

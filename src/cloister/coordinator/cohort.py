@@ -37,7 +37,6 @@ from cloister.vector.errors import (
     TooFewSites,
     TooFewSurvivors,
 )
-from cloister.vector.layout import Words
 from cloister.wire import api
 
 ATTEMPTS = 3  # rounds spent on one query before the run fails
@@ -219,7 +218,9 @@ class RemoteCohort:
                 await asyncio.to_thread(self._hub.blobs.flush, name.hex())  # which the sites read meanwhile
                 await round.drive()
                 words, roots = await asyncio.to_thread(round.total)
-                proof = asyncio.create_task(asyncio.to_thread(self._put_proof, round, words))
+                # written before it is decoded, so that both do not take memory at once
+                total = await asyncio.to_thread(self._hub.blobs.put, little_endian(words), flush=False)
+                proof = asyncio.create_task(asyncio.to_thread(self._put_proof, round, total))
                 return _Opened(round, query, roots, proof), words
             except PeerError as fault:
                 self._void(round, fault)
@@ -227,10 +228,14 @@ class RemoteCohort:
                 await self._pause(attempt)
         raise RoundVoid(f"{ATTEMPTS} rounds for {query.task!r} ended without a sum.", mend=str(last)) from last
 
-    def _put_proof(self, round: OpenRound, words: Words) -> dict[str, str]:
-        put = self._hub.blobs.put
-        shown = {"keylist": put(round.shown[Phase.KEYS]), "consistency": put(round.shown[Phase.CONSISTENT])}
-        return {"total": put(little_endian(words)), **shown}
+    def _put_proof(self, round: OpenRound, total: str) -> dict[str, str]:
+        blobs, shown = self._hub.blobs, round.shown
+        blobs.flush(total)
+        return {
+            "total": total,
+            "keylist": blobs.put(shown[Phase.KEYS]),
+            "consistency": blobs.put(shown[Phase.CONSISTENT]),
+        }
 
     async def _pause(self, attempt: int) -> None:
         """Between two rounds of a question: until it shows who is gone, and longer each time, for who returns."""
