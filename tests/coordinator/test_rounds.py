@@ -95,6 +95,13 @@ class Table:
         header, payload = self.seals[site].mask(words)
         return header, bytes(payload)
 
+    async def announced(self, site: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """Up to a header whose parts nobody has put yet."""
+        await self.reach(Phase.MASKED)
+        header, payload = self.masked(site, 1)
+        await self.round.announce(self.envelope(site, "masked", header))
+        return header, cut(payload)
+
     async def put(self, site: str, name: str, data: bytes) -> None:
         async def chunks() -> AsyncIterator[bytes]:
             for at in range(0, len(data), 1 << 16):
@@ -217,10 +224,7 @@ def test_who_will_not_answer_is_remembered(table: Table) -> None:
 
 def test_bytes_that_are_not_those_signed_for(table: Table) -> None:
     async def act() -> None:
-        await table.reach(Phase.MASKED)
-        header, payload = table.masked("a", 1)
-        (first, one), (second, two) = cut(payload)
-        await table.round.announce(table.envelope("a", "masked", header))
+        header, ((first, one), (second, two)) = await table.announced("a")
         for wrong in (one[:-1] + bytes([one[-1] ^ 1]), one + b"x", one[:-1], two):
             with pytest.raises(BadUpload):
                 await table.put("a", first, wrong)
@@ -269,10 +273,8 @@ def test_a_header_of_another_round_names_no_part_of_this_one(table: Table) -> No
     """Else it would take those of the other round with it when its own are deleted."""
 
     async def act() -> None:
-        await table.reach(Phase.MASKED)
-        header, payload = table.masked("a", 1)
-        await table.round.announce(table.envelope("a", "masked", header))
-        for name, data in cut(payload):
+        header, parts = await table.announced("a")
+        for name, data in parts:
             await table.put("a", name, data)
         message, seal = Masked.from_bytes(table.masked("b", 1)[0]), table.seals["b"]
         upload = replace(message.upload, context=bytes(32)).signed(seal._identity)
@@ -282,19 +284,16 @@ def test_a_header_of_another_round_names_no_part_of_this_one(table: Table) -> No
         copied = Masked.from_bytes(header)
         elsewhere = replace(copied, context=bytes(32), upload=replace(copied.upload, context=bytes(32)))
         delete_parts(table.hub, [elsewhere.to_bytes()])
-        assert all(table.hub.parts.has(table.round.stored(name)) for name, _ in cut(payload))
+        assert all(table.hub.parts.has(table.round.stored(name)) for name, _ in parts)
         delete_parts(table.hub, [header])
-        assert not any(table.hub.parts.has(table.round.stored(name)) for name, _ in cut(payload))
+        assert not any(table.hub.parts.has(table.round.stored(name)) for name, _ in parts)
 
     asyncio.run(act())
 
 
 def test_another_header_while_the_parts_of_one_are_read(table: Table) -> None:
     async def act() -> None:
-        await table.reach(Phase.MASKED)
-        header, payload = table.masked("a", 1)
-        (first, one), (second, two) = cut(payload)
-        await table.round.announce(table.envelope("a", "masked", header))
+        header, ((first, one), (second, two)) = await table.announced("a")
         await table.put("a", second, two)
         table.restart()
         message, seal = Masked.from_bytes(header), table.seals["a"]
@@ -359,10 +358,7 @@ def test_a_part_from_before_a_restart_is_read_before_the_upload_is_taken(
     table: Table, harm: Callable[[Path], None]
 ) -> None:
     async def act() -> None:
-        await table.reach(Phase.MASKED)
-        header, payload = table.masked("a", 1)
-        (first, one), (second, two) = cut(payload)
-        await table.round.announce(table.envelope("a", "masked", header))
+        _, ((first, one), (second, two)) = await table.announced("a")
         await table.put("a", second, two)
         harm(table.hub.parts.path(table.round.stored(second)))
         table.restart()

@@ -19,8 +19,8 @@ import cloister as cl
 from cloister import learn
 from cloister.algorithms.evaluation import auc
 from cloister.learn.metrics import Predictions, blocks
-from cloister.learn.prepare import drawn_seed
-from cloister.vector import State, digest
+from cloister.learn.prepare import seed_of
+from cloister.vector import State, canonical, digest
 from cloister.vector.errors import DataError, JobError, TaskError
 
 Federate = Callable[[cl.Job, dict[str, pd.DataFrame]], State]
@@ -70,7 +70,7 @@ def test_one_site_and_one_round_is_a_plain_torch_loop(
 
     made = job(cl.Torch(cl.nets.MLP([16]), "bce", chosen), rounds=1, evaluate=None, seed=3)
     state = federate(made, {"kent": cancer})
-    seed = drawn_seed(3, "kent", 1)
+    seed = seed_of(canonical([3, "kent", 1]))
     plain = torch.nn.utils.parameters_to_vector(plain_torch(made, cancer, make, optimizer, seed).parameters())
     # what differs: the fitted means go through 50 digits of fixed point, and the delta through 28
     np.testing.assert_allclose(state.tensors["model"], plain.detach().numpy(), atol=2e-6)

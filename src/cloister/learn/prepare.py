@@ -191,13 +191,8 @@ def held_out(job: Job, rows: int, site: str) -> Bools:
     return test
 
 
-def drawn_seed(*material: int | str) -> int:
-    """A seed of 63 bits from public material, without the cost of a generator."""
-    return seed_of(canonical(list(material)))
-
-
 def seed_of(material: bytes) -> int:
-    """The same, where the material is canonical JSON already."""
+    """A seed of 63 bits from public material, canonical JSON of a list, without the cost of a generator."""
     return int.from_bytes(digest(material)[:8], "big") >> 1
 
 

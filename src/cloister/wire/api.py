@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from cloister.seal.labels import lp
-from cloister.seal.messages import PART_BYTES
 from cloister.vector import CloisterError
 from cloister.vector.errors import (
     AddressInUse,
@@ -43,7 +42,6 @@ STOP = "/v1/stop"
 LOG = "/v1/log"
 AUDITS = "/v1/audits"
 
-MAX_PART_BYTES = PART_BYTES  # one part of an upload, as the signed header cuts it
 MAX_MESSAGE_BYTES = 8 << 20  # one envelope; our largest, a list of keys, is 0.1 MiB at 128 sites and 1 at 2,048
 MAX_BUNDLE_BYTES = 512 << 20  # a job with its initial tensors; GitHub takes 2 GiB for a release's file
 MAX_ANSWER_BYTES = 512 << 20  # 64 messages of a mailbox, the log, a run's events, a leaf of a sum of 2,048 sites
