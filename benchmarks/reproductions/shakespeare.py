@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 import cloister as cl
 
-from .table import DATA, ROOT, SEEDS, Row
-from .table import table as table_of
+from .table import DATA, ROOT, Row
 
 EXAMPLE = ROOT / "examples" / "shakespeare"
 Roles = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]]
@@ -63,7 +62,3 @@ ROWS = (
     Row("most frequent after each character", "all roles together", "", _yardstick(True)),
     Row("FedAvg, LSTM of 128", "40 rounds, B = 10, E = 1, C = 0.1, lr 4", "", federated),
 )
-
-
-def table(roles: Any) -> list[str]:
-    return table_of(ROWS, roles, SEEDS[:2])  # minutes each

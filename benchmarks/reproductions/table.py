@@ -31,7 +31,7 @@ def fraction(values: Sequence[float]) -> str:
 
 
 def rounds(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.0f}" + (f" ± {np.std(values, ddof=1):.0f}" if len(values) > 1 else "")
+    return f"{np.mean(values):.0f} ± {np.std(values, ddof=1):.0f}"
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,16 @@ class Row:
     told: Callable[[Sequence[float]], str] = fraction
 
 
-def table(rows: Sequence[Row], data: Any, seeds: Sequence[int] = SEEDS) -> list[str]:
-    count = {5: "mean ± deviation over five seeds", 2: "mean ± deviation over two seeds", 1: "one seed"}[len(seeds)]
-    lines = [f"| strategy | settings | published | ours, {count} |", "|---|---|---|---|"]
+def table(rows: Sequence[Row], data: Any) -> list[str]:
+    lines = ["| strategy | settings | published | ours, mean ± deviation over five seeds |", "|---|---|---|---|"]
     for row in rows:
-        began = time.perf_counter()
-        values = [row.measure(data, seed) for seed in seeds]
+        values = []
+        for seed in SEEDS:
+            began = time.perf_counter()
+            values.append(row.measure(data, seed))
+            seconds = time.perf_counter() - began
+            print(f"{row.name}, {row.settings}, seed {seed}: {values[-1]:.4g}  {seconds:.1f} s", file=sys.stderr)
         lines.append(f"| {row.name} | {row.settings} | {row.published or '-'} | {row.told(values)} |")
-        print(f"{lines[-1]}  {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
     return lines
 
 

@@ -82,6 +82,73 @@ def test_losses_and_scores_stay_finite_at_any_logit(loss: str) -> None:
         np.testing.assert_allclose(said.scores, [0, 0.5, 1])
 
 
+def named_net(net: Any, loss: str, inputs: int, **settings: Any) -> tuple[NetModel, np.ndarray]:
+    classes = {"cross_entropy": 3, "bce": 2, "mse": None}[loss]
+    task = cl.Torch(net, loss, cl.SGD(0.001 if loss == "mse" else 0.2), **settings)
+    made = cl.Job(cl.Arrays("a", (inputs,), classes), task, cl.FedAvg(rounds=1))
+    shapes, tensors = made.initial_model(inputs)
+    return NetModel(made, shapes), flatten(tensors, list(shapes))
+
+
+def some_rows(rows: int, inputs: int, loss: str, seed: int) -> Rows:
+    rng = np.random.default_rng(seed)
+    y = {"cross_entropy": rng.integers(0, 3, rows), "bce": rng.integers(0, 2, rows), "mse": rng.normal(size=rows)}
+    return Rows(rng.normal(size=(rows, inputs)).astype(np.float32), y[loss])
+
+
+NETS = [cl.nets.Linear(), cl.nets.MLP([6]), cl.nets.MLP([7, 5], activation="tanh")]
+WORK: list[dict[str, Any]] = [{"batch_size": 4}, {"batch_size": 50, "epochs": 3}, {"batch_size": 3, "steps": 11}]
+
+
+@pytest.mark.parametrize("net", NETS, ids=str)
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "mse"])
+@pytest.mark.parametrize("work", WORK, ids=str)
+def test_few_rows_train_as_step_by_step(net: Any, loss: str, work: dict[str, Any], monkeypatch: Any) -> None:
+    model, flat = named_net(net, loss, 40, **work)
+    for rows in (1, 10, 13):
+        data = some_rows(rows, 40, loss, rows)
+        monkeypatch.setattr(model, "few", lambda *_: False)
+        by_steps = model.train(flat, data, 5, 1)
+        monkeypatch.setattr(model, "few", lambda *_: True)
+        few = model.train(flat, data, 5, 1)
+        assert np.abs(by_steps.delta).max() > 1e-3
+        np.testing.assert_allclose(few.delta, by_steps.delta, atol=3e-6)
+        assert (few.steps, few.loss) == (by_steps.steps, pytest.approx(by_steps.loss, rel=1e-5))
+
+
+@pytest.mark.parametrize("net", NETS, ids=str)
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "mse"])
+@pytest.mark.parametrize("work", WORK, ids=str)
+@pytest.mark.parametrize(("rows", "inputs"), [(1, 40), (10, 40), (13, 101), (50, 784)])
+def test_who_trains_beside_a_site_changes_no_bit_of_it(
+    net: Any, loss: str, work: dict[str, Any], rows: int, inputs: int
+) -> None:
+    model, flat = named_net(net, loss, inputs, **work)
+    sites = [some_rows(rows, inputs, loss, at) for at in range(19)]
+    together = [give() for give in model.train_few(flat, sites, range(19))]
+    for at in (0, 7, 18):
+        (alone,) = (give() for give in model.train_few(flat, sites[at : at + 1], [at]))
+        np.testing.assert_array_equal(together[at].delta, alone.delta)
+        assert (together[at].loss, together[at].steps) == (alone.loss, alone.steps)
+
+
+def test_few_rows_that_diverge_end_as_numbers_that_say_so() -> None:
+    model, flat = named_net(cl.nets.MLP([6]), "mse", 40, batch_size=4, epochs=30)
+    data = some_rows(10, 40, "mse", 0)
+    wild = Rows(data.x * np.float32(1e18), data.y)
+    assert model.few(10)
+    assert not np.isfinite(model.train(flat, wild, 5, 1).delta).all()
+
+
+def test_few_rows_are_for_rows_that_are_few() -> None:
+    wide, _ = named_net(cl.nets.MLP([128]), "cross_entropy", 784, batch_size=10)
+    assert wide.few(50)
+    assert not wide.few(10), "one step"
+    assert not wide.few(5000)
+    narrow, _ = named_net(cl.nets.Linear(), "bce", 13, batch_size=4)
+    assert not narrow.few(200)
+
+
 @pytest.mark.parametrize(
     "optimizer", [cl.SGD(0.1), cl.SGD(0.1, momentum=0.9, weight_decay=0.01), cl.Adam(0.01)], ids=str
 )

@@ -204,6 +204,37 @@ def test_what_sites_remember_is_theirs_on_every_engine(engine, processes):
     assert result.state.to_bytes() != cl.simulate(job(), Sites(12), engine="serial").state.to_bytes()
 
 
+class Wide(Sites):
+    """Few rows of many columns, of two sizes; client-4 diverges, client-6 breaks the contract."""
+
+    def __getitem__(self, site: str) -> Any:
+        at = int(site.partition("-")[2])
+        rng = np.random.default_rng(at)
+        x, y = rng.normal(size=(10 + at % 2, 60)).astype(np.float32), rng.integers(0, 2, 10 + at % 2)
+        return x * np.float32(1e38 if at == 4 else 1), y + 7 * (at == 6)
+
+
+@pytest.mark.parametrize(("engine", "processes"), [("serial", None), ("batched", None), *EXACT])
+@pytest.mark.parametrize("measured", [None, cl.Evaluate(holdout=0.3)])
+def test_sites_that_are_trained_together_are_told_apart(engine, processes, measured, monkeypatch):
+    made = cl.Job(
+        cl.Arrays("signals", (60,), 2),
+        cl.Torch(cl.nets.MLP([5]), "bce", cl.SGD(0.1), batch_size=4),
+        cl.FedAvg(rounds=2, cohort=0.8),
+        evaluate=measured,
+    )
+    events: list[dict[str, Any]] = []
+    found = cl.simulate(made, Wide(20), engine=engine, processes=processes, progress=events.append)
+    told = {(event["site"], event["error"]) for event in events if event["event"] == "refused"}
+    assert told == {("client-4", "TaskError"), ("client-6", "DataError")}
+    monkeypatch.setattr("cloister.simulation.engine.at_once", lambda job, query: 1)
+    alone = cl.simulate(made, Wide(20), engine="serial")
+    if engine == "batched" and measured:  # which measures all of them in one product
+        np.testing.assert_allclose(found.state.tensors["model"], alone.state.tensors["model"], atol=1e-6)
+    else:
+        assert found.state.to_bytes() == alone.state.to_bytes()
+
+
 @pytest.mark.parametrize("optimizer", [cl.SGD(0.1), cl.Adam(0.01)])
 def test_many_clients_at_once_give_the_same_model_to_rounding(optimizer):
     task = cl.Torch(cl.nets.MLP([5]), "bce", optimizer, batch_size=4)

@@ -27,10 +27,20 @@ def passes(
     bounds = [*range(0, rows, size), rows]
     if joins_lone_row and rows > size and rows % size == 1:
         del bounds[-2]
-    steps = task.steps if epochs is None else None
-    left = steps or (epochs or task.epochs or 1) * (len(bounds) - 1)
+    left = _steps(task, len(bounds) - 1, epochs)
     while left > 0:
         order = rng.permutation(rows)
         batches = list(itertools.pairwise(bounds))[:left]
         left -= len(batches)
         yield order, batches
+
+
+def work_of(task: Torch, rows: int, epochs: int | None = None) -> tuple[int, int]:
+    """How many rows all steps of a local training see together, at most, and how many steps there are."""
+    steps = _steps(task, -(-rows // task.batch_size), epochs)
+    return steps * min(rows, task.batch_size), steps
+
+
+def _steps(task: Torch, a_pass: int, epochs: int | None) -> int:
+    steps = task.steps if epochs is None else None
+    return steps or (epochs or task.epochs or 1) * a_pass

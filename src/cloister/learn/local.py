@@ -19,6 +19,8 @@ from cloister.vector import Query
 from cloister.vector.bundle import Array
 from cloister.vector.errors import TaskError
 
+Begun = Callable[[], Trained]  # gives a local training that was begun before, together with other sites'
+
 
 class LocalSite:
     """Args:
@@ -26,6 +28,7 @@ class LocalSite:
     seed: of the round's first local training, second ...
     kept: what this site kept of the steps before. staleness: see the port.
     stream: of the coins and noise of steps, where the job protects rows.
+    begun: the first local training, where it is plain.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class LocalSite:
         kept: Kept,
         stream: Stream | None = None,
         staleness: int = 0,
+        begun: Begun | None = None,
     ) -> None:
         self.query, self.model = query, flat
         self.shapes: list[tuple[str, tuple[int, ...]]] = [
@@ -48,13 +52,15 @@ class LocalSite:
         self.memory: dict[str, Array] = dict(kept)
         self.staleness = staleness
         self._job, self._model, self._rows, self._seed, self._trainings = job, model, rows, seed, 0
-        self._stream = stream
+        self._stream, self._begun = stream, begun
 
     def train(self, start: Array | None = None, terms: Terms = Terms()) -> Trained:
         flat = self.model if start is None else np.ascontiguousarray(start, np.float32)
         self._trainings += 1
         if isinstance(self._job.privacy, RowDP):
             return self._train_privately(flat, terms)
+        if self._begun is not None:
+            return self._begun()
         return self._model.train(flat, self._rows, self._seed(self._trainings), self.query.config["round"], terms)
 
     def _train_privately(self, flat: npt.NDArray[np.float32], terms: Terms) -> Trained:

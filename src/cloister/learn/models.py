@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -42,6 +42,14 @@ class ManyModel(Model, Protocol):
     """A back end that can train several clients at once: of `cl.Torch`."""
 
     def train_many(self, flat: Array, clients: Sequence[Rows], seeds: Sequence[int]) -> list[Trained]: ...
+
+
+class FewModel(Model, Protocol):
+    """A back end that can train several sites together with the bits of one by one: of nets by name."""
+
+    def few(self, rows: int) -> bool: ...
+
+    def train_few(self, flat: Array, sites: Sequence[Rows], seeds: Sequence[int]) -> list[Callable[[], Trained]]: ...
 
 
 def back_end(job: Job, shapes: Iterable[tuple[str, Iterable[int]]], inputs: int) -> Model:

@@ -7,7 +7,9 @@ as through autograd, gives the same to rounding, and a site needs no PyTorch for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ import numpy.typing as npt
 from cloister.algorithms import Curvature, Terms, Trained
 from cloister.job import SGD, Adam, Job, Torch
 from cloister.job.nets import MLP, Shapes
-from cloister.learn.batches import passes
+from cloister.learn.batches import passes, work_of
+from cloister.learn.few_rows import FewRows, pays
 from cloister.learn.metrics import Predictions
 from cloister.learn.perceptron import Floats, Layers, Perceptron, cut
 from cloister.learn.prepare import Inputs, Rows
@@ -40,6 +43,8 @@ class NetModel:
         self._flat, self._gradient = np.zeros(size, np.float32), np.zeros(size, np.float32)
         self._layers, self._gradients = cut(self._flat, self._sides), cut(self._gradient, self._sides)
         self._net = self._perceptron(self._layers)
+        spec = job.task.optimizer
+        self._plain = isinstance(spec, SGD) and not spec.momentum and not spec.weight_decay
 
     def _perceptron(self, layers: Layers) -> Perceptron:
         activation = self.task.model.activation if isinstance(self.task.model, MLP) else "relu"
@@ -51,11 +56,12 @@ class NetModel:
         Args: flat: float32[d], where it starts: the broadcast. seed: of shuffling. terms: of each step.
         Returns: delta (local minus start) float32[d]; the mean training loss over all rows seen, without the terms.
         """
+        if not terms.change_steps and self.few(len(rows), terms.epochs):
+            return self.train_few(flat, [rows], [seed], terms.epochs)[0]()
         self._flat[...] = flat
-        spec = self.task.optimizer
-        at_once = isinstance(spec, SGD) and not spec.momentum and not spec.weight_decay and not terms.change_steps
-        descent = None if at_once else Descent(spec, self._flat, self._gradient)
-        into, step = (self._layers, spec.lr) if at_once else (self._gradients, None)
+        at_once = self._plain and not terms.change_steps
+        descent = None if at_once else Descent(self.task.optimizer, self._flat, self._gradient)
+        into, step = (self._layers, self.task.optimizer.lr) if at_once else (self._gradients, None)
         y, total, seen, steps = self._targets(rows.y), 0.0, 0, 0
         with one_blas_thread(), np.errstate(all="ignore"):  # training that diverges is told by who asked for it
             for order, batches in passes(self.task, len(rows), seed, terms.epochs):
@@ -71,6 +77,28 @@ class NetModel:
                     seen += stop - start
                 steps += len(batches)
         return Trained(self._flat - flat, total / max(seen, 1), steps)
+
+    def few(self, rows: int, epochs: int | None = None) -> bool:
+        """Whether sites of so many rows are trained by `FewRows`. Args: epochs: instead of the task's own."""
+        return self._plain and pays(rows, self._sides[0], *work_of(self.task, rows, epochs))
+
+    def train_few(
+        self, flat: Floats, sites: Sequence[Rows], seeds: Sequence[int], epochs: int | None = None
+    ) -> list[Callable[[], Trained]]:
+        """Local training of sites that have as many rows each, for which `few` holds: the same bits as one by one.
+
+        Returns: what gives a site's, of each; it is best called once, shortly before its delta is used.
+        """
+        work = [list(passes(self.task, len(rows), seed, epochs)) for rows, seed in zip(sites, seeds, strict=True)]
+        clients = [(rows, self._targets(rows.y)) for rows in sites]
+        with one_blas_thread(), np.errstate(all="ignore"):
+            trained = FewRows(flat, self._sides, self._perceptron, clients, work, self.task.optimizer.lr)
+
+        def of(site: int) -> Trained:
+            with one_blas_thread(), np.errstate(all="ignore"):
+                return trained.of(site)
+
+        return [partial(of, site) for site in range(len(sites))]
 
     def train_privately(self, flat: Floats, rows: Rows, noisy: NoisySteps, round_: int, terms: Terms) -> Trained:
         """Local training by noisy steps, from the broadcast `flat`. The loss has no noise, so it is told as 0."""
@@ -91,8 +119,20 @@ class NetModel:
     def train_many(self, flat: Floats, clients: Sequence[Rows], seeds: Sequence[int]) -> list[Trained]:
         """Local training of several clients at once, each from the broadcast, as `train` does it one by one.
 
-        A step is one batched product over all clients that still have rows. The same to rounding.
+        The same to rounding.
         """
+        alike: dict[int, list[int]] = defaultdict(list)
+        for at, rows in enumerate(clients):
+            alike[len(rows) if self.few(len(rows)) else 0].append(at)
+        trained: dict[int, Trained] = {}
+        for size, places in alike.items():
+            parts = flat, [clients[at] for at in places], [seeds[at] for at in places]
+            found = [give() for give in self.train_few(*parts)] if size else self._train_stacked(*parts)
+            trained.update(zip(places, found, strict=True))
+        return [trained[at] for at in range(len(clients))]
+
+    def _train_stacked(self, flat: Floats, clients: Sequence[Rows], seeds: Sequence[int]) -> list[Trained]:
+        """A step is one batched product over all clients that still have rows."""
         work = [list(passes(self.task, len(rows), seed)) for rows, seed in zip(clients, seeds, strict=True)]
         counts = [sum(len(batches) for _, batches in each) for each in work]
         longest_first = sorted(range(len(clients)), key=lambda at: -counts[at])
@@ -100,8 +140,7 @@ class NetModel:
         steps = np.array([counts[at] for at in longest_first])
         weights = np.tile(flat, (len(clients), 1))
         gradient = np.zeros_like(weights)
-        spec = self.task.optimizer
-        at_once = isinstance(spec, SGD) and not spec.momentum and not spec.weight_decay
+        spec, at_once = self.task.optimizer, self._plain
         descent = None if at_once else Descent(spec, weights, gradient)
         total = np.zeros(len(clients))
         with one_blas_thread(), np.errstate(all="ignore"):

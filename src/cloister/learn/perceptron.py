@@ -32,6 +32,12 @@ def cut(flat: Floats, shapes: Sequence[tuple[int, ...]]) -> Layers:
     return found
 
 
+def add_product(weight: Floats, error: Floats, entering: Floats, factor: float) -> None:
+    """Adds factor * error.T @ entering to the weight [out, in] in place."""
+    # BLAS is column-major, so everything is transposed
+    sgemm(factor, entering.T, error.T, 1.0, weight.T, trans_b=True, overwrite_c=True)
+
+
 class Perceptron:
     """Outputs, losses and gradients of a perceptron with these weights.
 
@@ -52,25 +58,42 @@ class Perceptron:
           share: of each row in the mean: 1 / rows, or [clients, rows, 1] where clients' batches differ in size.
         Returns: the mean loss before, a scalar (or one for each client).
         """
-        inputs = self._forward(x)
-        error, loss = self._error(inputs.pop(), y, share)
-        for layer in reversed(range(len(self._weights))):
-            entering = inputs[layer]
-            # before this layer's weights change, for `into` may be the weights
-            below = self._below(error, self._weights[layer][0], entering) if layer else error
-            weight, bias = into[layer]
-            if step is None:
-                np.matmul(error.swapaxes(-1, -2), entering, out=weight)
-                error.sum(-2, out=bias)
-            elif weight.ndim == 2:  # adds -step * error.T @ entering; column-major, so everything is transposed
-                sgemm(-step, entering.T, error.T, 1.0, weight.T, trans_b=True, overwrite_c=True)
-                bias -= np.float32(step) * error.sum(-2)
-            else:
-                error *= np.float32(step)
-                weight -= np.matmul(error.swapaxes(-1, -2), entering)
-                bias -= error.sum(-2)
-            error = below
+        error, loss = self.propagate_from(self._first(x), y, into, step=step, share=share)
+        self._descend(into[0], x, error, step)
         return loss
+
+    def propagate_from(
+        self, leaving: Floats, y: Floats, into: Layers, *, step: float | None, share: Floats | np.float32
+    ) -> tuple[Floats, Floats | np.float32]:
+        """One batch of which is known what leaves the first layer, float32[rows, outputs of it]; it is overwritten.
+
+        The first layer's own weights are neither read nor moved.
+        Returns: the derivative of the mean loss by what leaves the first layer, and the mean loss before.
+        """
+        inputs = self._onwards(leaving)
+        error, loss = self._error(inputs.pop(), y, share)
+        for layer in range(len(self._weights) - 1, 0, -1):
+            entering = inputs[layer - 1]
+            # before this layer's weights change, for `into` may be the weights
+            below = self._below(error, self._weights[layer][0], entering)
+            self._descend(into[layer], entering, error, step)
+            error = below
+        return error, loss
+
+    @staticmethod
+    def _descend(into: tuple[Floats, Floats], entering: Floats, error: Floats, step: float | None) -> None:
+        """The gradient of one layer put in its place, or the layer moved along it by a step."""
+        weight, bias = into
+        if step is None:
+            np.matmul(error.swapaxes(-1, -2), entering, out=weight)
+            error.sum(-2, out=bias)
+        elif weight.ndim == 2:
+            add_product(weight, error, entering, -step)
+            bias -= np.float32(step) * error.sum(-2)
+        else:
+            error *= np.float32(step)
+            weight -= np.matmul(error.swapaxes(-1, -2), entering)
+            bias -= error.sum(-2)
 
     def clipped_sum(
         self, x: Floats, y: Floats, starts: npt.NDArray[np.int64] | None, clip: float, into: Layers
@@ -121,15 +144,27 @@ class Perceptron:
 
     def _forward(self, x: Floats) -> list[Floats]:
         """What enters each layer, and what leaves the last."""
-        passed = [x]
-        for weight, bias in self._weights:
+        return [x, *self._onwards(self._first(x))]
+
+    def _first(self, x: Floats) -> Floats:
+        """What leaves the first layer."""
+        return self._leaving(x, self._weights[0])
+
+    def _onwards(self, leaving: Floats) -> list[Floats]:
+        """From what leaves the first layer, which is overwritten: what enters each layer above, and the output."""
+        passed = [leaving]
+        for layer in self._weights[1:]:
             entering = passed[-1]
-            if len(passed) > 1:
-                np.tanh(entering, out=entering) if self._tanh else np.maximum(entering, 0, out=entering)
-            leaving = np.matmul(entering, weight.swapaxes(-1, -2))
-            leaving += bias if bias.ndim == 1 else bias[:, None, :]
-            passed.append(leaving)
+            np.tanh(entering, out=entering) if self._tanh else np.maximum(entering, 0, out=entering)
+            passed.append(self._leaving(entering, layer))
         return passed
+
+    @staticmethod
+    def _leaving(entering: Floats, layer: tuple[Floats, Floats]) -> Floats:
+        weight, bias = layer
+        leaving: Floats = np.matmul(entering, weight.swapaxes(-1, -2))
+        leaving += bias if bias.ndim == 1 else bias[:, None, :]
+        return leaving
 
     def _below(self, error: Floats, weight: Floats, entering: Floats) -> Floats:
         below: Floats = np.matmul(error, weight)

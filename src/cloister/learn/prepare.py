@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @cached_property
+    def products(self) -> npt.NDArray[np.float32]:
+        """Of each two rows of [rows, inputs]: float32[rows, rows], kept as long as the rows are."""
+        products: npt.NDArray[np.float32] = np.matmul(self.x, self.x.T)
+        return products
 
 
 @dataclass(frozen=True)

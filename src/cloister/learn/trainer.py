@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cloister.job import Arrays, Job, RowDP, SiteDP
 from cloister.learn.arrays import ArrayData
-from cloister.learn.local import LocalSite
+from cloister.learn.local import Begun, LocalSite
 from cloister.learn.memory import InMemory, SiteState
 from cloister.learn.metrics import blocks, noisy
 from cloister.learn.models import Model, back_end
@@ -118,14 +118,15 @@ class Trainer:
     def size_bytes(self) -> int:
         return self.data.size_bytes
 
-    def answer(self, query: Query) -> Answer:
+    def answer(self, query: Query, begun: Begun | None = None) -> Answer:
         """The site's answer: an array for each block of the query's layout.
 
+        Args: begun: its training, where `together` has begun it.
         Raises: TaskError: a task that is not known here, training that diverged, the job's code. DataError.
         """
         if query.task not in _TASKS:
             raise TaskError(f"the task {query.task!r} is not known here.", mend="Update cloister at this site.")
-        values = _TASKS[query.task](self, query)
+        values = self._train(query, begun) if query.task == "train" else _TASKS[query.task](self, query)
         if unknown := sorted(block.name for block in query.layout.blocks if block.name not in values):
             raise TaskError(f"the query asks for {unknown}, which {query.task!r} does not give.")
         rows = 1 if isinstance(self.job.privacy, SiteDP) else self.rows  # a site counts once, however large
@@ -137,9 +138,9 @@ class Trainer:
     def _moments(self, query: Query) -> dict[str, Array]:
         return self.data.moments(query)
 
-    def _train(self, query: Query) -> dict[str, Array]:
+    def _train(self, query: Query, begun: Begun | None) -> dict[str, Array]:
         model, train, test = self.ready(query)
-        here = self._site(query, model, train)
+        here = self._site(query, model, train, begun)
         values = self._evaluation(here, model, test) if query.config.get("evaluate") else {}
         answer = self.job.algorithm.local(here)
         if not all(map(_finite, answer.values())) or not all(map(_finite, here.memory.values())):
@@ -166,7 +167,7 @@ class Trainer:
                 found |= noisy(self.job.kind, said, test.y, mean=isinstance(self.job.privacy, SiteDP))
         return found
 
-    def _site(self, query: Query, model: Model, train: Rows) -> LocalSite:
+    def _site(self, query: Query, model: Model, train: Rows, begun: Begun | None = None) -> LocalSite:
         stateful = self.job.algorithm.stateful
         kept = self._workshop.memory.load(self.site, query.config["step"]) if stateful else {}
 
@@ -175,7 +176,7 @@ class Trainer:
 
         stream = Stream(self.randomness(query, "steps")) if isinstance(self.job.privacy, RowDP) else None
         stale = query.config.get("staleness", {}).get(self.site, 0)
-        return LocalSite(self.job, query, model, self._workshop.flat, train, seed, kept, stream, stale)
+        return LocalSite(self.job, query, model, self._workshop.flat, train, seed, kept, stream, stale, begun)
 
     def randomness(self, query: Query, use: str) -> Randomness:
         """Of this site's noise. Args: use: what for; each has its own."""
@@ -204,11 +205,12 @@ class Trainer:
 
 
 def _finite(values: Array) -> bool:
-    """NaN is the minimum of anything that holds one: two quick reductions, and no array of flags."""
+    """NaN and infinity are in the sum of squares too, which is one quick pass."""
     values = np.asarray(values)
     if values.size < 2:
         return all(map(math.isfinite, values.flat))
-    return math.isfinite(np.minimum.reduce(values, None)) and math.isfinite(np.maximum.reduce(values, None))
+    flat = values.reshape(-1)
+    return math.isfinite(np.dot(flat, flat)) or bool(np.isfinite(values).all())  # squares may be beyond all bounds
 
 
 def diverged(query: Query) -> TaskError:

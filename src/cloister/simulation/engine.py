@@ -24,6 +24,7 @@ import numpy as np
 from cloister.job import Job
 from cloister.learn import Trainer, Workshop
 from cloister.learn.memory import SiteState
+from cloister.learn.together import at_once, begin
 from cloister.round import contribute
 from cloister.round.loop import cores
 from cloister.vector import Answer, FixedPoint, Query
@@ -90,17 +91,32 @@ class SerialEngine:
             yield Part(summed, total)
 
     def each(self, query: Query, coder: FixedPoint, sites: Sequence[str]) -> Iterator[Part]:
-        """Every site's own contribution, or why it has none. The next one's data are fetched in the meantime."""
+        """Every site's own contribution, or why it has none."""
+        size = at_once(self.job, query)
+        if hasattr(self.data, "ahead") and not self._kept.keys() >= set(sites):
+            size = 1  # a site is trained while the next one's data are read
+        for at in range(0, len(sites), size):
+            trainers = list(self._trainers(sites[at : at + size], sites[at + size : at + size + 1]))
+            begun = begin([each for each in trainers if isinstance(each, Trainer)], query) if size > 1 else {}
+            for site, trainer in zip(sites[at : at + size], trainers, strict=True):
+                try:
+                    if not isinstance(trainer, Trainer):
+                        raise trainer
+                    answer, randomness = trainer.answer(query, begun.get(site)), trainer.randomness(query, "sum")
+                    yield Part((site,), contribute(answer, query, coder, randomness))
+                except (TaskError, DataError) as fault:
+                    yield Part((site,), None, fault)
+
+    def _trainers(self, sites: Sequence[str], then: Sequence[str]) -> Iterator[Trainer | TaskError | DataError]:
+        """Each site's trainer, or why it has none. The next one's data are fetched meanwhile, `then`'s at last."""
         ahead = getattr(self.data, "ahead", None)
-        for site, following in itertools.zip_longest(sites, sites[1:]):
+        for site, following in itertools.zip_longest(sites, [*sites[1:], *then]):
             if ahead is not None and following is not None and following not in self._kept:
                 ahead(following)
             try:
-                trainer = self.trainer(site)
-                answer, randomness = trainer.answer(query), trainer.randomness(query, "sum")
-                yield Part((site,), contribute(answer, query, coder, randomness))
+                yield self.trainer(site)
             except (TaskError, DataError) as fault:
-                yield Part((site,), None, fault)
+                yield fault
 
     def answer(self, query: Query, site: str) -> Answer:
         return self.trainer(site).answer(query)

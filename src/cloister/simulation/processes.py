@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cloister.learn.together import at_once
 from cloister.simulation.engine import Part, SerialEngine
 from cloister.vector import FixedPoint, Query
 from cloister.vector.errors import DataError, TaskError, UsageError, WorkerDied
@@ -43,7 +44,8 @@ from cloister.vector.layout import Words
 
 TICKET = struct.Struct("<II")  # sites of the header's list, from and up to: read as a whole or not at all
 MOST_TICKETS = 4096  # what any system's pipe holds; what is not dealt is dealt next
-SHARES = 4  # into how many parts what a worker has left is cut: stealing costs little, waiting more
+SHARES = 4  # into how many parts what a worker has left is cut: stealing costs little, waiting more ...
+SHARES_TOGETHER = 1.25  # ... but sites that are trained together cost less, the more there are
 ALIGNED = 64  # bytes: tensors start where torch's own would
 MOST_DEATHS, MOST_DEATHS_ELSEWHERE = 2, 10  # of workers in one sum: at one site; between sites
 
@@ -213,9 +215,12 @@ class ProcessEngine:
         homes: list[list[str]] = [[] for _ in self._workers]
         for site in header.sites:
             homes[zlib.crc32(site.encode()) % self._count].append(site)
+        shares = SHARES if at_once(self._serial.job, header.query) == 1 else SHARES_TOGETHER
+        if deaths:  # whose fault it was shows when each is alone
+            shares = math.inf
         header, begin = replace(header, sites=[site for home in homes for site in home]), 0
         for at, home in enumerate(homes):
-            shared.deal(at, [(begin + start, begin + stop) for start, stop in self._tickets(home)])
+            shared.deal(at, [(begin + start, begin + stop) for start, stop in self._tickets(home, shares)])
             begin += len(home)
         told = ForkingPickler.dumps(header)
         for worker in self._workers:
@@ -244,14 +249,14 @@ class ProcessEngine:
         rows = getattr(self._serial.data, "rows", None)
         return sorted(sites, key=rows, reverse=True) if rows else list(sites)
 
-    def _tickets(self, sites: Sequence[str]) -> list[tuple[int, int]]:
-        """By rows, a fraction of what is left: guided self-scheduling (Polychronopoulos, Kuck 1987)."""
+    def _tickets(self, sites: Sequence[str], shares: float) -> list[tuple[int, int]]:
+        """By rows, one of so many shares of what is left: guided self-scheduling (Polychronopoulos, Kuck 1987)."""
         rows = getattr(self._serial.data, "rows", None)
         sizes = [rows(site) for site in sites] if rows else [1] * len(sites)
         tickets, start, left = [], 0, sum(sizes)
         while start < len(sites):
             stop, taken = start + 1, sizes[start]
-            while stop < len(sites) and taken + sizes[stop] <= left / SHARES:
+            while stop < len(sites) and taken + sizes[stop] <= left / shares:
                 taken += sizes[stop]
                 stop += 1
             tickets.append((start, stop))

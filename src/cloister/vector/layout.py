@@ -26,7 +26,7 @@ BITS = (16, 20, 24, 32, 64)
 WIDE_DIGITS = 50  # binary digits that a `wide` coordinate carries: under float64's 53, so the sums stay exact
 NOISE_TAILS = 13  # deviations that noise never exceeds
 SHARES = 16  # weights of a sum together, at most; more than 1 where a large site was not there to be counted
-CHUNK = 1 << 15  # coordinates encoded at a time: the float64 scratch of one chunk stays in cache
+CHUNK = 1 << 14  # coordinates encoded at a time: the float64 scratch of one chunk stays in cache
 # x + ROUND has round_half_even(x) in its lowest mantissa bits, for |x| < 2**51: one addition instead of rint and cast
 ROUND = 1.5 * 2.0**52
 ROUND_BITS = int(np.float64(ROUND).view(np.int64))
@@ -304,20 +304,23 @@ class FixedPoint:
         scale = math.ldexp(weight if block.weighted else 1.0, slot.exponent)
         if not block.shape:
             return self._put_number(words, slot, float(array), scale)
-        flat = array.reshape(-1)
+        flat, scratch = array.reshape(-1), np.empty(min(CHUNK, block.size))
+        narrow = slot.limbs == 1 and self.bits <= 32  # ROUND_BITS has no bit that would be kept
         for at in range(0, block.size, CHUNK):
             part = flat[at : at + CHUNK]
-            largest = max(float(part.max()), -float(part.min()))
+            largest = max(float(np.maximum.reduce(part)), -float(np.minimum.reduce(part)))
             if not math.isfinite(largest):
                 raise LayoutError(f"block {name!r} holds NaN or infinity")
-            scaled = part.astype(np.float64)
+            scaled = scratch[: part.size]
+            scaled[...] = part
             if largest > block.bound:
                 clipped += int(np.count_nonzero(np.abs(scaled) > block.bound))
                 np.clip(scaled, -block.bound, block.bound, out=scaled)
             scaled *= scale
             scaled += ROUND
             integers = scaled.view(np.int64)
-            integers -= ROUND_BITS
+            if not narrow:
+                integers -= ROUND_BITS
             self._store(slot, at, integers, words)
         return clipped
 
@@ -349,7 +352,7 @@ class FixedPoint:
             start = slot.start + limb * size + at
             # C-style wrap of a negative integer is its residue mod 2**32 or 2**64: what the sum needs
             words[start : start + integers.size] = digits
-            integers = integers >> self._limb_bits
+            integers = integers if last else integers >> self._limb_bits
         if self.bits < 32:
             words[slot.start : slot.stop] &= self.dtype.type((1 << self.bits) - 1)
 
