@@ -226,8 +226,8 @@ def throughput(name: str, make: Callable[[], nn.Module], model: Any, repeats: in
 class Nothing:
     """A model that learns nothing at no cost: what is left is the engine."""
 
-    def few(self, rows: int) -> bool:
-        return False
+    def few(self, rows: int) -> int:
+        return 0
 
     def train(self, flat: np.ndarray, rows: Any, seed: int, round_: int, terms: Terms) -> Trained:
         return Trained(np.zeros(flat.shape, np.float32), 0.0, 0)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloister as cl
 from cloister import learn
+from cloister.learn import perceptron
 from cloister.learn.net_task import NetModel
 from cloister.learn.perceptron import Perceptron, cut
 from cloister.learn.prepare import Rows
@@ -39,8 +40,11 @@ def plain_loss(loss: str, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("loss", ["bce", "cross_entropy", "mse"])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("clients", [None, 4])
-def test_written_out_gradients_are_those_of_autograd(loss: str, activation: str, clients: int | None) -> None:
+@pytest.mark.parametrize(("clients", "large"), [(None, 10_000), (4, 10_000), (4, 1)])
+def test_written_out_gradients_are_those_of_autograd(
+    loss: str, activation: str, clients: int | None, large: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(perceptron, "LARGE", large)
     rng = np.random.default_rng(0)
     lead = () if clients is None else (clients,)
     size = sum(int(np.prod(shape)) for shape in SHAPES)
@@ -96,7 +100,7 @@ def some_rows(rows: int, inputs: int, loss: str, seed: int) -> Rows:
     return Rows(rng.normal(size=(rows, inputs)).astype(np.float32), y[loss])
 
 
-NETS = [cl.nets.Linear(), cl.nets.MLP([6]), cl.nets.MLP([7, 5], activation="tanh")]
+NETS = [cl.nets.Linear(), cl.nets.MLP([6]), cl.nets.MLP([101, 103]), cl.nets.MLP([7, 5], activation="tanh")]
 WORK: list[dict[str, Any]] = [{"batch_size": 4}, {"batch_size": 50, "epochs": 3}, {"batch_size": 3, "steps": 11}]
 
 
@@ -107,9 +111,9 @@ def test_few_rows_train_as_step_by_step(net: Any, loss: str, work: dict[str, Any
     model, flat = named_net(net, loss, 40, **work)
     for rows in (1, 10, 13):
         data = some_rows(rows, 40, loss, rows)
-        monkeypatch.setattr(model, "few", lambda *_: False)
+        monkeypatch.setattr(model, "few", lambda *_: 0)
         by_steps = model.train(flat, data, 5, 1)
-        monkeypatch.setattr(model, "few", lambda *_: True)
+        monkeypatch.setattr(model, "few", lambda *_: 1)
         few = model.train(flat, data, 5, 1)
         assert np.abs(by_steps.delta).max() > 1e-3
         np.testing.assert_allclose(few.delta, by_steps.delta, atol=3e-6)
@@ -145,6 +149,8 @@ def test_few_rows_are_for_rows_that_are_few() -> None:
     assert wide.few(50)
     assert not wide.few(10), "one step"
     assert not wide.few(5000)
+    deep, _ = named_net(cl.nets.MLP([128, 2048]), "cross_entropy", 784, batch_size=10)
+    assert 1 <= deep.few(50) < wide.few(50), "what is kept of a client is bounded"
     narrow, _ = named_net(cl.nets.Linear(), "bce", 13, batch_size=4)
     assert not narrow.few(200)
 

@@ -105,7 +105,9 @@ class FedAvg(Algorithm):
         """
         round_ = state.facts["round"] + 1
         factor = self.schedule.factor(round_, self.rounds) if self.schedule else 1.0
-        move = self.server_lr * factor * (mean if step is None else step)
+        move, rate = mean if step is None else step, self.server_lr * factor
+        if rate != 1.0:
+            move = rate * move
         measured = statistics(state.facts.get("shapes", ()))
         if measured.any():
             move = np.where(measured, mean, move)

@@ -12,7 +12,8 @@ together, each with weights of its own. No client's numbers depend on which othe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from cloister.learn.prepare import Rows
 
 READ_AS_ROWS = 10  # what one more step over the weights costs is about that of so many more rows in it: measured
 
+MOST_AT_ONCE = 32  # clients: what a step's calls cost is shared by them ...
+MOST_NUMBERS = 1 << 21  # ... float32, which should stay in the cache
+
 
 def pays(rows: int, weight: tuple[int, ...], seen: int, steps: int) -> bool:
     """Whether this takes less time than moving the weights at every step.
@@ -33,6 +37,24 @@ def pays(rows: int, weight: tuple[int, ...], seen: int, steps: int) -> bool:
     outputs, inputs = weight
     step_by_step = 2 * (seen + READ_AS_ROWS * (steps - 1)) * inputs * outputs
     return 2 * rows * inputs * outputs + rows * rows * inputs + seen * rows * outputs < step_by_step
+
+
+def at_once(rows: int, sides: Sequence[tuple[int, ...]]) -> int:
+    """How many clients of so many rows should be trained together. Args: sides: shapes of the model's tensors."""
+    others = sum(math.prod(shape) for shape in sides[1:])
+    each = others + rows * (rows + 2 * sides[0][0])  # numbers that are kept of a client until its delta is written
+    return max(1, min(MOST_AT_ONCE, MOST_NUMBERS // each))
+
+
+def alike(clients: Sequence[Rows], few: Callable[[int], int]) -> Iterator[tuple[bool, list[int]]]:
+    """Places of clients that are trained together, and whether by `FewRows`. Args: few: as `NetModel.few`."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for at, rows in enumerate(clients):
+        places[len(rows) if few(len(rows)) else 0].append(at)
+    for rows_each, found in places.items():
+        size = few(rows_each) if rows_each else len(found)
+        for at in range(0, len(found), size):
+            yield rows_each > 0, found[at : at + size]
 
 
 class FewRows:

@@ -7,7 +7,6 @@ as through autograd, gives the same to rounding, and a site needs no PyTorch for
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from cloister.algorithms import Curvature, Terms, Trained
 from cloister.job import SGD, Adam, Job, Torch
 from cloister.job.nets import MLP, Shapes
 from cloister.learn.batches import passes, work_of
-from cloister.learn.few_rows import FewRows, pays
+from cloister.learn.few_rows import FewRows, alike, at_once, pays
 from cloister.learn.metrics import Predictions
 from cloister.learn.perceptron import Floats, Layers, Perceptron, cut
 from cloister.learn.prepare import Inputs, Rows
@@ -78,9 +77,14 @@ class NetModel:
                 steps += len(batches)
         return Trained(self._flat - flat, total / max(seen, 1), steps)
 
-    def few(self, rows: int, epochs: int | None = None) -> bool:
-        """Whether sites of so many rows are trained by `FewRows`. Args: epochs: instead of the task's own."""
-        return self._plain and pays(rows, self._sides[0], *work_of(self.task, rows, epochs))
+    def few(self, rows: int, epochs: int | None = None) -> int:
+        """How many sites of so many rows `FewRows` trains together; 0: it is not for them.
+
+        Args: epochs: instead of the task's own.
+        """
+        if not self._plain or not pays(rows, self._sides[0], *work_of(self.task, rows, epochs)):
+            return 0
+        return at_once(rows, self._sides)
 
     def train_few(
         self, flat: Floats, sites: Sequence[Rows], seeds: Sequence[int], epochs: int | None = None
@@ -121,11 +125,8 @@ class NetModel:
 
         The same to rounding.
         """
-        alike: dict[int, list[int]] = defaultdict(list)
-        for at, rows in enumerate(clients):
-            alike[len(rows) if self.few(len(rows)) else 0].append(at)
         trained: dict[int, Trained] = {}
-        for size, places in alike.items():
+        for size, places in alike(clients, self.few):
             parts = flat, [clients[at] for at in places], [seeds[at] for at in places]
             found = [give() for give in self.train_few(*parts)] if size else self._train_stacked(*parts)
             trained.update(zip(places, found, strict=True))

@@ -17,6 +17,7 @@ from cloister.learn.private import clip_factors
 
 Floats = npt.NDArray[np.float32]
 Layers = list[tuple[Floats, Floats]]
+LARGE = 10_000  # weights of a layer: moved in place, client by client; smaller ones take fewer calls together
 
 
 def cut(flat: Floats, shapes: Sequence[tuple[int, ...]]) -> Layers:
@@ -89,6 +90,10 @@ class Perceptron:
             error.sum(-2, out=bias)
         elif weight.ndim == 2:
             add_product(weight, error, entering, -step)
+            bias -= np.float32(step) * error.sum(-2)
+        elif weight[0].size >= LARGE:
+            for own, left, entered in zip(weight, error, entering, strict=True):
+                add_product(own, left, entered, -step)
             bias -= np.float32(step) * error.sum(-2)
         else:
             error *= np.float32(step)

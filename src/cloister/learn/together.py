@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
 
 from cloister.job import Job, RowDP, Torch
+from cloister.learn.few_rows import MOST_AT_ONCE, alike
 from cloister.learn.local import Begun
 from cloister.learn.metrics import Predictions, blocks
 from cloister.learn.models import FewModel, ManyModel, declarative
@@ -19,11 +19,9 @@ from cloister.vector import Answer, Query
 from cloister.vector.bundle import Array
 from cloister.vector.errors import DataError, TaskError
 
-MOST_AT_ONCE = 32  # sites: what a step's calls cost is shared by them
-
 
 def at_once(job: Job, query: Query) -> int:
-    """How many sites' training should be begun together; 1 where it cannot be."""
+    """How many sites' training should be begun together, at most; 1 where it cannot be."""
     few = query.task == "train" and declarative(job) and job.algorithm.trains_plainly
     return MOST_AT_ONCE if few and not isinstance(job.privacy, RowDP) else 1
 
@@ -33,17 +31,21 @@ def begin(trainers: Sequence[Trainer], query: Query) -> dict[str, Begun]:
 
     Returns: by site, the others left out: they train when they answer.
     """
-    alike: dict[int, list[tuple[Trainer, Rows]]] = defaultdict(list)
+    ready: list[tuple[Trainer, Rows]] = []
+    model: FewModel | None = None
     for trainer in trainers:
         with contextlib.suppress(TaskError, DataError):  # it says so itself when it is asked for its answer
-            model, train, _ = trainer.ready(query)
-            if cast(FewModel, model).few(len(train)):
-                alike[len(train)].append((trainer, train))
+            found, train, _ = trainer.ready(query)
+            model = cast(FewModel, found)
+            ready.append((trainer, train))
+    if model is None:
+        return {}
     flat, begun = np.ascontiguousarray(query.tensors["model"], np.float32), dict[str, Begun]()
-    for each in alike.values():
-        seeds = [trainer.seed(query.config["round"]) for trainer, _ in each]
-        trained = cast(FewModel, model).train_few(flat, [train for _, train in each], seeds)
-        begun.update(zip((trainer.site for trainer, _ in each), trained, strict=True))
+    for few, places in alike([train for _, train in ready], model.few):
+        if few:
+            seeds = [ready[at][0].seed(query.config["round"]) for at in places]
+            trained = model.train_few(flat, [ready[at][1] for at in places], seeds)
+            begun.update(zip((ready[at][0].site for at in places), trained, strict=True))
     return begun
 
 
