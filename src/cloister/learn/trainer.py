@@ -210,7 +210,9 @@ def _finite(values: Array) -> bool:
     if values.size < 2:
         return all(map(math.isfinite, values.flat))
     flat = values.reshape(-1)
-    return math.isfinite(np.dot(flat, flat)) or bool(np.isfinite(values).all())  # squares may be beyond all bounds
+    with np.errstate(all="ignore"):
+        squares = np.dot(flat, flat)
+    return math.isfinite(squares) or bool(np.isfinite(values).all())  # finite values may have infinite squares
 
 
 def diverged(query: Query) -> TaskError:
