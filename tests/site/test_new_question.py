@@ -15,7 +15,7 @@ from cloister.round import Policy
 from cloister.site import runs
 from cloister.site.runs import SiteRun
 from cloister.vector import Answer, CloisterError, FixedPoint, Layout, Query
-from cloister.vector.errors import ContextMismatch, ThresholdTooLow, TooFewSites
+from cloister.vector.errors import ContextMismatch, StaleReceipt, ThresholdTooLow, TooFewSites
 from cloister.vector.layout import Block
 
 
@@ -63,22 +63,19 @@ def test_a_new_question_waits_for_a_new_worker(tmp_path: Path) -> None:
     assert asyncio.run(act()).rows == 1
 
 
-@pytest.mark.parametrize(
-    ("fault", "lines"), [(ThresholdTooLow, {"allow.assume_colluders": 7}), (TooFewSites, {}), (ContextMismatch, {})]
-)
-def test_what_the_seal_refuses_by_the_policy_names_its_line(
-    tmp_path: Path, fault: type[CloisterError], lines: dict[str, int]
-) -> None:
+def after_three_receipts(tmp_path: Path, refused: CloisterError, lines: dict[str, int]) -> Any:
+    """A run whose seal refuses every round."""
     folder = SimpleNamespace(root=tmp_path, state=lambda run: tmp_path)
+    journal = SimpleNamespace(last_receipt=lambda run: (2, b"r"))
     ledger = SimpleNamespace(charges=lambda federation: 0)
-    desk: Any = SimpleNamespace(journal=None, site="bern", folder=folder, ledger=ledger)
+    desk: Any = SimpleNamespace(journal=journal, site="bern", folder=folder, ledger=ledger)
     desk.settings = SimpleNamespace(federation="clinics")
 
     async def nothing(*given: Any) -> Any:
         return SimpleNamespace(waits=False)
 
     def refuse(message: bytes) -> None:
-        raise fault("no", mend="as it was")
+        raise refused
 
     desk.follow_log = nothing
     run: Any = SiteRun(desk, "00" * 16)
@@ -86,10 +83,28 @@ def test_what_the_seal_refuses_by_the_policy_names_its_line(
     run._decide = lambda known: known
     run._policy = lambda: Policy(lines=lines)
     run._new_seal = lambda *given: SimpleNamespace(open=refuse)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fault", "lines"), [(ThresholdTooLow, {"allow.assume_colluders": 7}), (TooFewSites, {}), (ContextMismatch, {})]
+)
+def test_what_the_seal_refuses_by_the_policy_names_its_line(
+    tmp_path: Path, fault: type[CloisterError], lines: dict[str, int]
+) -> None:
+    run = after_three_receipts(tmp_path, fault("no", mend="as it was"), lines)
     with pytest.raises(fault) as caught:
-        asyncio.run(run._opened(SimpleNamespace(body=b"")))
+        asyncio.run(run._opened(SimpleNamespace(body=b"", round=3)))
     told = "allow.assume_colluders: policy.toml, line 7" if lines else "as it was"
     assert caught.value.mend == told
+
+
+def test_a_question_that_comes_with_its_receipt_is_late_and_no_lie(tmp_path: Path) -> None:
+    """The mailbox of an agent that was killed holds a round's first message and its last."""
+    run, told = after_three_receipts(tmp_path, StaleReceipt("no"), {}), []
+    run._desk.tell = lambda event, **facts: told.append((event, facts["round"]))
+    asyncio.run(run._opened(SimpleNamespace(body=b"", round=2)))
+    assert told == [("late", 2)]
 
 
 def test_an_asynchronous_algorithm_lets_it_end_until_it_is_too_old(tmp_path: Path) -> None:
