@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 
@@ -53,7 +52,7 @@ def test_tickets_follow_rows_the_large_sites_alone_the_small_ones_together():
         data = Sized()
 
     sites = [str(rows) for rows in (1000, 400, *[10] * 60)]
-    tickets = ProcessEngine(Engine(), 2)._tickets(sites, 4)
+    tickets = ProcessEngine(Engine(), 2)._tickets(sites, 1)
     assert [start for start, _ in tickets] == [0, *(stop for _, stop in tickets[:-1])]
     assert tickets[-1][1] == len(sites)
     sizes = [stop - start for start, stop in tickets]
@@ -62,6 +61,8 @@ def test_tickets_follow_rows_the_large_sites_alone_the_small_ones_together():
     assert sizes[-1] == 1
     even = ProcessEngine(NoSites(), 2)
     even._serial.data = {}
-    assert even._tickets(["a"] * 8, 4)[-1] == (7, 8)
-    assert even._tickets(["a"] * 8, 1.25) == [(0, 6), (6, 7), (7, 8)], "trained together, as many as can be"
-    assert even._tickets(["a"] * 3, math.inf) == [(0, 1), (1, 2), (2, 3)], "each alone"
+    assert even._tickets(["a"] * 8, 1)[-1] == (7, 8)
+    assert even._tickets(["a"] * 8, 32) == [(0, 6), (6, 7), (7, 8)], "trained together, as many as can be"
+    many = [stop - start for start, stop in even._tickets(["a"] * 400, 32)]
+    assert (many[0], many[-1]) == (100, 1)
+    assert [size for size in many if size == 32], "no more than what is trained together, once few are left"

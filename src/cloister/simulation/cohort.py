@@ -151,7 +151,7 @@ class LocalCohort:
 
     def _known(self, named: Sequence[str]) -> None:
         """Raises UsageError: a site that is none."""
-        if unknown := sorted(set(named) - set(self._sites)):
+        if named and (unknown := sorted(set(named) - set(self._sites))):
             raise UsageError(
                 f"the job's algorithm names {unknown[0]!r}.", mend=f"The sites are: {', '.join(self._sites[:20])}."
             )

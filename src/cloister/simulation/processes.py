@@ -212,15 +212,15 @@ class ProcessEngine:
 
     def _deal(self, shared: Shared, header: Header, coder: FixedPoint, deaths: Counter[str]) -> Iterator[Done]:
         """Has the header's sites computed, except those that a worker had when it was killed."""
+        together = at_once(self._serial.job, header.query)
         homes: list[list[str]] = [[] for _ in self._workers]
         for site in header.sites:
             homes[zlib.crc32(site.encode()) % self._count].append(site)
-        shares = SHARES if at_once(self._serial.job, header.query) == 1 else SHARES_TOGETHER
-        if deaths:  # whose fault it was shows when each is alone
-            shares = math.inf
         header, begin = replace(header, sites=[site for home in homes for site in home]), 0
         for at, home in enumerate(homes):
-            shared.deal(at, [(begin + start, begin + stop) for start, stop in self._tickets(home, shares)])
+            # whose fault a death was shows when each is alone
+            tickets = [(one, one + 1) for one in range(len(home))] if deaths else self._tickets(home, together)
+            shared.deal(at, [(begin + start, begin + stop) for start, stop in tickets])
             begin += len(home)
         told = ForkingPickler.dumps(header)
         for worker in self._workers:
@@ -249,14 +249,20 @@ class ProcessEngine:
         rows = getattr(self._serial.data, "rows", None)
         return sorted(sites, key=rows, reverse=True) if rows else list(sites)
 
-    def _tickets(self, sites: Sequence[str], shares: float) -> list[tuple[int, int]]:
-        """By rows, one of so many shares of what is left: guided self-scheduling (Polychronopoulos, Kuck 1987)."""
+    def _tickets(self, sites: Sequence[str], together: int) -> list[tuple[int, int]]:
+        """By rows, a fraction of what is left: guided self-scheduling (Polychronopoulos, Kuck 1987).
+
+        Args: together: how many sites are computed together, at most, if one worker has them.
+        """
         rows = getattr(self._serial.data, "rows", None)
         sizes = [rows(site) for site in sites] if rows else [1] * len(sites)
         tickets, start, left = [], 0, sum(sizes)
         while start < len(sites):
             stop, taken = start + 1, sizes[start]
-            while stop < len(sites) and taken + sizes[stop] <= left / shares:
+            while stop < len(sites):
+                shares = SHARES_TOGETHER if stop - start < together else SHARES
+                if taken + sizes[stop] > left / shares:
+                    break
                 taken += sizes[stop]
                 stop += 1
             tickets.append((start, stop))
