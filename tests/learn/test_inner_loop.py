@@ -123,7 +123,7 @@ def test_few_rows_train_as_step_by_step(net: Any, loss: str, work: dict[str, Any
 @pytest.mark.parametrize("net", NETS, ids=str)
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce", "mse"])
 @pytest.mark.parametrize("work", WORK, ids=str)
-@pytest.mark.parametrize(("rows", "inputs"), [(1, 40), (10, 40), (13, 101), (50, 784)])
+@pytest.mark.parametrize(("rows", "inputs"), [(1, 40), (10, 40), (13, 101), (50, 784), (30, 20)])
 def test_who_trains_beside_a_site_changes_no_bit_of_it(
     net: Any, loss: str, work: dict[str, Any], rows: int, inputs: int
 ) -> None:

@@ -102,7 +102,7 @@ class FewRows:
         before = np.empty((count, rows, len(weight)), np.float32)
         for at, (each, _) in enumerate(clients):
             np.matmul(each.x, weight.T, out=before[at])
-        products = np.stack([each.products for each, _ in clients])
+        products = np.stack([_products(each) for each, _ in clients])
         products *= -self._lr
         y, errors = np.stack([y for _, y in clients]), np.zeros_like(before)
         client, total, seen, known = np.arange(count)[:, None], np.zeros(count), 0, 0
@@ -131,3 +131,11 @@ class FewRows:
         error, loss = self._net.propagate_from(leaving, y, self._layers, step=float(self._lr), share=share)
         self._bias -= self._lr * error.sum(-2)
         return error, loss
+
+
+def _products(rows: Rows) -> Floats:
+    """Of each two rows; kept for the next round where that takes no more memory than the rows themselves."""
+    if len(rows) <= rows.x.shape[1]:
+        return rows.products
+    products: Floats = np.matmul(rows.x, rows.x.T)
+    return products
