@@ -62,7 +62,19 @@ def test_tickets_follow_rows_the_large_sites_alone_the_small_ones_together():
     even = ProcessEngine(NoSites(), 2)
     even._serial.data = {}
     assert even._tickets(["a"] * 8, 1)[-1] == (7, 8)
-    assert even._tickets(["a"] * 8, 32) == [(0, 6), (6, 7), (7, 8)], "trained together, as many as can be"
+    assert even._tickets(["a"] * 8, 32) == [(0, 8)], "trained together, as many as can be"
     many = [stop - start for start, stop in even._tickets(["a"] * 400, 32)]
-    assert (many[0], many[-1]) == (100, 1)
-    assert [size for size in many if size == 32], "no more than what is trained together, once few are left"
+    assert (many[0], many[-2]) == (100, 32)
+
+
+def test_homes_stay_and_are_evened_out_where_that_pays():
+    engine = ProcessEngine(NoSites(), 2)
+    engine._serial.data = {}
+    sites = [f"client-{at}" for at in range(50)]
+    mine, theirs = engine._homes(sites, even=False)
+    assert len(mine) != len(theirs)
+    assert engine._homes(sites[::2], even=False)[0] == [site for site in mine if site in sites[::2]]
+    evened = engine._homes(sites, even=True)
+    assert [len(home) for home in evened] == [25, 25]
+    assert sorted(evened[0] + evened[1]) == sorted(sites)
+    assert set(evened[0]) >= set(mine) or set(evened[1]) >= set(theirs)

@@ -44,8 +44,7 @@ from cloister.vector.layout import Words
 
 TICKET = struct.Struct("<II")  # sites of the header's list, from and up to: read as a whole or not at all
 MOST_TICKETS = 4096  # what any system's pipe holds; what is not dealt is dealt next
-SHARES = 4  # into how many parts what a worker has left is cut: stealing costs little, waiting more ...
-SHARES_TOGETHER = 1.25  # ... but sites that are trained together cost less, the more there are
+SHARES = 4  # into how many parts what a worker has left is cut: stealing costs little, waiting more
 ALIGNED = 64  # bytes: tensors start where torch's own would
 MOST_DEATHS, MOST_DEATHS_ELSEWHERE = 2, 10  # of workers in one sum: at one site; between sites
 
@@ -213,9 +212,7 @@ class ProcessEngine:
     def _deal(self, shared: Shared, header: Header, coder: FixedPoint, deaths: Counter[str]) -> Iterator[Done]:
         """Has the header's sites computed, except those that a worker had when it was killed."""
         together = at_once(self._serial.job, header.query)
-        homes: list[list[str]] = [[] for _ in self._workers]
-        for site in header.sites:
-            homes[zlib.crc32(site.encode()) % self._count].append(site)
+        homes = self._homes(header.sites, even=together > 1)
         header, begin = replace(header, sites=[site for home in homes for site in home]), 0
         for at, home in enumerate(homes):
             # whose fault a death was shows when each is alone
@@ -249,20 +246,37 @@ class ProcessEngine:
         rows = getattr(self._serial.data, "rows", None)
         return sorted(sites, key=rows, reverse=True) if rows else list(sites)
 
+    def _sizes(self, sites: Sequence[str]) -> list[int]:
+        rows = getattr(self._serial.data, "rows", None)
+        return [rows(site) for site in sites] if rows else [1] * len(sites)
+
+    def _homes(self, sites: Sequence[str], *, even: bool) -> list[list[str]]:
+        """Each worker's sites, always the same; where it is to be even, others take what one has too many."""
+        homes: list[list[str]] = [[] for _ in range(self._count)]
+        sizes, load, spare = self._sizes(sites), [0] * self._count, list[tuple[str, int]]()
+        for site, size in zip(sites, sizes, strict=True):
+            at = zlib.crc32(site.encode()) % self._count
+            if even and load[at] and (load[at] + size) * self._count > sum(sizes):
+                spare.append((site, size))
+                continue
+            homes[at].append(site)
+            load[at] += size
+        for site, size in spare:
+            at = load.index(min(load))
+            homes[at].append(site)
+            load[at] += size
+        return homes
+
     def _tickets(self, sites: Sequence[str], together: int) -> list[tuple[int, int]]:
         """By rows, a fraction of what is left: guided self-scheduling (Polychronopoulos, Kuck 1987).
 
-        Args: together: how many sites are computed together, at most, if one worker has them.
+        Args: together: so many sites cost less in one ticket than in several.
         """
-        rows = getattr(self._serial.data, "rows", None)
-        sizes = [rows(site) for site in sites] if rows else [1] * len(sites)
+        sizes = self._sizes(sites)
         tickets, start, left = [], 0, sum(sizes)
         while start < len(sites):
             stop, taken = start + 1, sizes[start]
-            while stop < len(sites):
-                shares = SHARES_TOGETHER if stop - start < together else SHARES
-                if taken + sizes[stop] > left / shares:
-                    break
+            while stop < len(sites) and (stop - start < together or taken + sizes[stop] <= left / SHARES):
                 taken += sizes[stop]
                 stop += 1
             tickets.append((start, stop))
