@@ -126,6 +126,8 @@ def test_its_late_update_counts_less(story: Story) -> None:
 
 def test_a_killed_agent_is_in_later_sums(story: Story) -> None:
     assert [each["round"] for each in story.again if each["event"] == "receipt"]
+    later = {each["round"] for each in story.trained[6:] if KILLED not in each["dropped"]}  # it died after the fifth
+    assert later & {each["round"] for each in story.again if each["event"] == "receipt"}
 
 
 def test_the_result_is_proven(story: Story) -> None:

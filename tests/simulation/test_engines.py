@@ -235,6 +235,15 @@ def test_sites_that_are_trained_together_are_told_apart(engine, processes, measu
         assert found.state.to_bytes() == alone.state.to_bytes()
 
 
+@pytest.mark.parametrize(("most_bytes", "sizes"), [(1 << 26, [32, 8]), (1, [1] * 40)])
+def test_fewer_sites_are_held_together_where_their_data_are_large(most_bytes, sizes, monkeypatch):
+    held: list[int] = []
+    monkeypatch.setattr("cloister.simulation.engine.MOST_TOGETHER_BYTES", most_bytes)
+    monkeypatch.setattr("cloister.simulation.engine.begin", lambda trainers, query: held.append(len(trainers)) or {})
+    cl.simulate(job(algorithm=cl.FedAvg(rounds=1)), Sites(40), engine="serial")
+    assert held == sizes
+
+
 @pytest.mark.parametrize("optimizer", [cl.SGD(0.1), cl.Adam(0.01)])
 def test_many_clients_at_once_give_the_same_model_to_rounding(optimizer):
     task = cl.Torch(cl.nets.MLP([5]), "bce", optimizer, batch_size=4)

@@ -24,7 +24,6 @@ from cloister.learn.perceptron import Floats, Layers, Perceptron, cut
 from cloister.learn.prepare import Rows
 
 READ_AS_ROWS = 10  # what one more step over the weights costs is about that of so many more rows in it: measured
-
 MOST_AT_ONCE = 32  # clients: what a step's calls cost is shared by them ...
 MOST_NUMBERS = 1 << 21  # ... float32, which should stay in the cache
 
@@ -39,7 +38,7 @@ def pays(rows: int, weight: tuple[int, ...], seen: int, steps: int) -> bool:
     return 2 * rows * inputs * outputs + rows * rows * inputs + seen * rows * outputs < step_by_step
 
 
-def at_once(rows: int, sides: Sequence[tuple[int, ...]]) -> int:
+def most_together(rows: int, sides: Sequence[tuple[int, ...]]) -> int:
     """How many clients of so many rows should be trained together. Args: sides: shapes of the model's tensors."""
     others = sum(math.prod(shape) for shape in sides[1:])
     each = others + rows * (rows + 2 * sides[0][0])  # numbers that are kept of a client until its delta is written
@@ -48,13 +47,18 @@ def at_once(rows: int, sides: Sequence[tuple[int, ...]]) -> int:
 
 def alike(clients: Sequence[Rows], few: Callable[[int], int]) -> Iterator[tuple[bool, list[int]]]:
     """Places of clients that are trained together, and whether by `FewRows`. Args: few: as `NetModel.few`."""
-    places: dict[int, list[int]] = defaultdict(list)
+    by_rows, others = defaultdict[int, list[int]](list), list[int]()
     for at, rows in enumerate(clients):
-        places[len(rows) if few(len(rows)) else 0].append(at)
-    for rows_each, found in places.items():
-        size = few(rows_each) if rows_each else len(found)
-        for at in range(0, len(found), size):
-            yield rows_each > 0, found[at : at + size]
+        by_rows[len(rows)].append(at)
+    for rows_each, places in by_rows.items():
+        size = few(rows_each)
+        if not size:
+            others += places
+            continue
+        for at in range(0, len(places), size):
+            yield True, places[at : at + size]
+    if others:
+        yield False, others
 
 
 class FewRows:

@@ -18,7 +18,7 @@ from cloister.algorithms import Curvature, Terms, Trained
 from cloister.job import SGD, Adam, Job, Torch
 from cloister.job.nets import MLP, Shapes
 from cloister.learn.batches import passes, work_of
-from cloister.learn.few_rows import FewRows, alike, at_once, pays
+from cloister.learn.few_rows import FewRows, alike, most_together, pays
 from cloister.learn.metrics import Predictions
 from cloister.learn.perceptron import Floats, Layers, Perceptron, cut
 from cloister.learn.prepare import Inputs, Rows
@@ -84,7 +84,7 @@ class NetModel:
         """
         if not self._plain or not pays(rows, self._sides[0], *work_of(self.task, rows, epochs)):
             return 0
-        return at_once(rows, self._sides)
+        return most_together(rows, self._sides)
 
     def train_few(
         self, flat: Floats, sites: Sequence[Rows], seeds: Sequence[int], epochs: int | None = None
@@ -126,9 +126,9 @@ class NetModel:
         The same to rounding.
         """
         trained: dict[int, Trained] = {}
-        for size, places in alike(clients, self.few):
+        for few, places in alike(clients, self.few):
             parts = flat, [clients[at] for at in places], [seeds[at] for at in places]
-            found = [give() for give in self.train_few(*parts)] if size else self._train_stacked(*parts)
+            found = [give() for give in self.train_few(*parts)] if few else self._train_stacked(*parts)
             trained.update(zip(places, found, strict=True))
         return [trained[at] for at in range(len(clients))]
 

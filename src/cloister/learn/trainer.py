@@ -126,7 +126,7 @@ class Trainer:
         """
         if query.task not in _TASKS:
             raise TaskError(f"the task {query.task!r} is not known here.", mend="Update cloister at this site.")
-        values = self._train(query, begun) if query.task == "train" else _TASKS[query.task](self, query)
+        values = _TASKS[query.task](self, query) if begun is None else self._train(query, begun)
         if unknown := sorted(block.name for block in query.layout.blocks if block.name not in values):
             raise TaskError(f"the query asks for {unknown}, which {query.task!r} does not give.")
         rows = 1 if isinstance(self.job.privacy, SiteDP) else self.rows  # a site counts once, however large
@@ -138,7 +138,7 @@ class Trainer:
     def _moments(self, query: Query) -> dict[str, Array]:
         return self.data.moments(query)
 
-    def _train(self, query: Query, begun: Begun | None) -> dict[str, Array]:
+    def _train(self, query: Query, begun: Begun | None = None) -> dict[str, Array]:
         model, train, test = self.ready(query)
         here = self._site(query, model, train, begun)
         values = self._evaluation(here, model, test) if query.config.get("evaluate") else {}

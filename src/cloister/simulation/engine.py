@@ -35,6 +35,7 @@ ENGINES = ("auto", "serial", "processes", "batched", "ray")
 SLOW_SECONDS = 0.1  # a round of training: starting processes takes about as long
 MOST_KEPT = 1024  # sites whose prepared data stay in memory from one round to the next ...
 MOST_KEPT_BYTES = 1 << 28  # ... together no more than this
+MOST_TOGETHER_BYTES = 1 << 26  # data of sites that are trained together, but for the last one's
 LARGE_BYTES = (1 << 25) - (1 << 16)  # the most that glibc's malloc takes for a block that comes and goes
 
 
@@ -95,10 +96,11 @@ class SerialEngine:
         size = at_once(self.job, query)
         if hasattr(self.data, "ahead") and not self._kept.keys() >= set(sites):
             size = 1  # a site is trained while the next one's data are read
-        for at in range(0, len(sites), size):
-            trainers = list(self._trainers(sites[at : at + size], sites[at + size : at + size + 1]))
-            begun = begin([each for each in trainers if isinstance(each, Trainer)], query) if size > 1 else {}
-            for site, trainer in zip(sites[at : at + size], trainers, strict=True):
+        for group in self._groups(sites, size):
+            begun = (
+                begin([trainer for _, trainer in group if isinstance(trainer, Trainer)], query) if size > 1 else {}
+            )
+            for site, trainer in group:
                 try:
                     if not isinstance(trainer, Trainer):
                         raise trainer
@@ -107,16 +109,29 @@ class SerialEngine:
                 except (TaskError, DataError) as fault:
                     yield Part((site,), None, fault)
 
-    def _trainers(self, sites: Sequence[str], then: Sequence[str]) -> Iterator[Trainer | TaskError | DataError]:
-        """Each site's trainer, or why it has none. The next one's data are fetched meanwhile, `then`'s at last."""
+    def _groups(self, sites: Sequence[str], size: int) -> Iterator[list[tuple[str, Trainer | TaskError | DataError]]]:
+        """So many sites at a time, fewer where their data are large, each with its trainer or why it has none."""
+        group: list[tuple[str, Trainer | TaskError | DataError]] = []
+        held = 0
+        for site, trainer in self._trainers(sites):
+            group.append((site, trainer))
+            held += trainer.size_bytes if isinstance(trainer, Trainer) else 0
+            if len(group) == size or held >= MOST_TOGETHER_BYTES:
+                yield group
+                group, held = [], 0
+        if group:
+            yield group
+
+    def _trainers(self, sites: Sequence[str]) -> Iterator[tuple[str, Trainer | TaskError | DataError]]:
+        """The next site's data are fetched while this one's trainer is used."""
         ahead = getattr(self.data, "ahead", None)
-        for site, following in itertools.zip_longest(sites, [*sites[1:], *then]):
+        for site, following in itertools.zip_longest(sites, sites[1:]):
             if ahead is not None and following is not None and following not in self._kept:
                 ahead(following)
             try:
-                yield self.trainer(site)
+                yield site, self.trainer(site)
             except (TaskError, DataError) as fault:
-                yield fault
+                yield site, fault
 
     def answer(self, query: Query, site: str) -> Answer:
         return self.trainer(site).answer(query)

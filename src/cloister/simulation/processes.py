@@ -241,30 +241,32 @@ class ProcessEngine:
                     waiting.remove(worker)
                 yield done
 
-    def _by_size(self, sites: Sequence[str]) -> list[str]:
-        """The largest first, where the data tell sizes before they are loaded."""
+    def _rows(self, site: str) -> int:
+        """Of a site, where the data tell before they are loaded; else all are alike."""
         rows = getattr(self._serial.data, "rows", None)
-        return sorted(sites, key=rows, reverse=True) if rows else list(sites)
+        return rows(site) if rows else 1
 
-    def _sizes(self, sites: Sequence[str]) -> list[int]:
-        rows = getattr(self._serial.data, "rows", None)
-        return [rows(site) for site in sites] if rows else [1] * len(sites)
+    def _by_size(self, sites: Sequence[str]) -> list[str]:
+        """The largest first."""
+        return sorted(sites, key=self._rows, reverse=True)
 
     def _homes(self, sites: Sequence[str], *, even: bool) -> list[list[str]]:
         """Each worker's sites, always the same; where it is to be even, others take what one has too many."""
         homes: list[list[str]] = [[] for _ in range(self._count)]
-        sizes, load, spare = self._sizes(sites), [0] * self._count, list[tuple[str, int]]()
-        for site, size in zip(sites, sizes, strict=True):
+        load, spare, fair = [0] * self._count, list[str](), sum(map(self._rows, sites)) / self._count
+
+        def give(site: str, at: int) -> None:
+            homes[at].append(site)
+            load[at] += self._rows(site)
+
+        for site in sites:
             at = zlib.crc32(site.encode()) % self._count
-            if even and load[at] and (load[at] + size) * self._count > sum(sizes):
-                spare.append((site, size))
-                continue
-            homes[at].append(site)
-            load[at] += size
-        for site, size in spare:
-            at = load.index(min(load))
-            homes[at].append(site)
-            load[at] += size
+            if even and load[at] and load[at] + self._rows(site) > fair:
+                spare.append(site)
+            else:
+                give(site, at)
+        for site in spare:
+            give(site, load.index(min(load)))
         return homes
 
     def _tickets(self, sites: Sequence[str], together: int) -> list[tuple[int, int]]:
@@ -272,7 +274,7 @@ class ProcessEngine:
 
         Args: together: so many sites cost less in one ticket than in several.
         """
-        sizes = self._sizes(sites)
+        sizes = [self._rows(site) for site in sites]
         tickets, start, left = [], 0, sum(sizes)
         while start < len(sites):
             stop, taken = start + 1, sizes[start]

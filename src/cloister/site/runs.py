@@ -246,11 +246,11 @@ class SiteRun:
             return  # the coordinator is being told
         accepted = await self._accept()
         await self._desk.follow_log(bytes.fromhex(self.run))  # what a crash left open, before it takes part again
-        policy = self._policy()
-        number = 1 + await asyncio.to_thread(self._desk.ledger.charges, self._desk.settings.federation)
         if envelope.round <= self._journal.last_receipt(bytes.fromhex(self.run))[0]:
             self._desk.tell("late", run=self.run, round=envelope.round, message="the sum is open already.")
             return  # this site was away, and the receipt came with the question
+        policy = self._policy()
+        number = 1 + await asyncio.to_thread(self._desk.ledger.charges, self._desk.settings.federation)
         seal = self._new_seal(accepted, policy, number)
         try:
             plan = seal.open(envelope.body)
