@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +20,8 @@ from cloister.learn import complete
 
 pytestmark = pytest.mark.processes
 
-SLOW, KILLED = "oslo", "kent"
-SITES = ("bern", KILLED, "lyon", "nice", SLOW)
+SLOW, KILLED, THIRD = "oslo", "kent", "nice"
+SITES = ("bern", KILLED, "lyon", THIRD, SLOW)
 ROUNDS, RATE = 12, 0.1
 JOB = f"""
 import cloister as cl
@@ -49,7 +51,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(module_terminal: Any, patients: Callable[[int, int], pd.DataFrame], free_port: int) -> Story:
-    """The slow site's training process stands still for some rounds; meanwhile another site's agent is killed."""
+    """The slow site's training stands still for some rounds; meanwhile another site's agent is killed."""
     operator, steward, scientist = map(module_terminal, ("operator", "steward", "scientist"))
     operator.run("coordinator", "init", "clinics", "--port", str(free_port))
     invited = operator.json("coordinator", "invite", *SITES, "--analyst", "lee")
@@ -68,16 +70,23 @@ def story(module_terminal: Any, patients: Callable[[int, int], pd.DataFrame], fr
     operator.run("coordinator", "admit", "lee", "--yes")
 
     scientist.wait_for(submitting, '"trained": 1')
-    training = psutil.Process(agents[SLOW].pid).children(recursive=True)
-    for process in training:
-        process.suspend()
+    stopped = stop_training(agents[SLOW])
     scientist.wait_for(submitting, '"trained": 5')
     agents[KILLED].kill()
     agents[KILLED].wait()
     again = steward.start("site", "run", KILLED, "--json")
     steward.wait_for(again, '"ready"')
-    for process in training:
-        process.resume()
+
+    def handed_in() -> bool:
+        opened, uploaded = events(scientist.said(submitting)), events(steward.said(agents[THIRD]))
+        return last(opened, "open") == last(uploaded, "uploaded")
+
+    # the open round needs the slow site only; those after it need the site that is back, as a third stands still
+    wait_until(handed_in)
+    third = stop_training(agents[THIRD])
+    go_on(stopped)
+    scientist.wait_for(submitting, f'"trained": {ROUNDS - 2}')
+    go_on(third)
     assert submitting.wait(120) == 0, scientist.said(submitting)
     return Story(steward, scientist, events(scientist.said(submitting)), events(steward.said(again)))
 
@@ -88,6 +97,31 @@ def table_of(site: str, patients: pd.DataFrame) -> pd.DataFrame:
     slow = site == SLOW
     west = patients["ward"] == "west"
     return pd.DataFrame({"remote": float(slow), "west": west * 1.0, "ill": 1 if slow else patients["ill"]})
+
+
+def stop_training(agent: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The agent's training processes, which stand still now; the agent goes on."""
+    training = psutil.Process(agent.pid).children(recursive=True)
+    for process in training:
+        process.suspend()
+    return training
+
+
+def go_on(training: list[psutil.Process]) -> None:
+    for process in training:
+        process.resume()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def last(told: list[dict[str, Any]], event: str) -> int:
+    """The round of the last such event."""
+    return max(each["round"] for each in told if each["event"] == event)
 
 
 def events(said: str) -> list[dict[str, Any]]:
