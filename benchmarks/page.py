@@ -127,7 +127,7 @@ def memory(found: Any) -> list[str]:
 def simulation(found: Any) -> list[str]:
     lines = ["| model | engine | clients/s | ratio | bar |", "|---|---|---|---|---|"]
     for row in found["rows"]:
-        bar = f"≥ {row['target']} {'met' if row['met'] else '**missed**'}" if row["target"] else ""
+        bar = f"≥ {row['target']:.2f} {'met' if row['met'] else '**missed**'}" if row["target"] else ""
         lines.append(
             f"| {row['model']} | {row['what']} | {row['clients_per_second']:,.0f} | {row['ratio']:.2f} | {bar} |"
         )

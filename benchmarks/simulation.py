@@ -12,7 +12,9 @@ opening, the new model; of the fastest turn. A ratio is the median of the ratios
 shared runs faster and slower, its cores each for itself, and one core meets a fast moment more often than two
 together. Every engine has seen every client before the first round that counts.
 
-What two cores can give is measured as well: two serial simulations at once, which share nothing but the machine.
+What two cores can give is measured as well: two serial simulations at once, which share nothing but the machine. The
+bar for two processes is 1.8 times the bar of one, which is 90 % of two cores; to the serial engine itself, 90 % of
+what the two simulations at once reach in the same run, where that is less than two.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ from cloister.vector import State
 from workload import BATCH, CLIENTS, COHORT, LR, ROWS, Net, epoch, perceptron
 from workload import images as drawn
 
-TARGETS = {("mlp", "serial"): 1.5, ("cnn", "serial"): 1.0, ("mlp", "processes"): 1.8, ("cnn", "processes"): 1.8}
+TARGETS = {"mlp": 1.5, "cnn": 1.0}  # of the serial engine, to the loop by hand
+TARGET_SHARE = 0.9  # of what so many processes could reach
 TARGET_OVERHEAD_SECONDS = 100e-6
 ROUNDS_A_TURN = 4
 TARGET_GROWTH_BYTES = 64 << 20
@@ -212,18 +215,18 @@ def throughput(name: str, make: Callable[[], nn.Module], model: Any, repeats: in
     if "compiled" in seconds:
         ratio = faster(seconds["by hand"], seconds["compiled"])
         yield Row(name, "by hand, torch.compile", COHORT / best["compiled"], ratio, None)
+    ceiling = processes * faster(seconds["serial"], seconds["at once"])
     if processes > 1:
-        ceiling = processes * faster(seconds["serial"], seconds["at once"])
         speed = processes * COHORT / best["at once"]
         yield Row(name, f"{processes} serial simulations at once, to one", speed, ceiling, None)
     for what in rounds:
         ratio, speed = faster(seconds["by hand"], seconds[what]), COHORT / best[what]
         if what != "processes":
-            yield Row(name, f"{what}, one thread", speed, ratio, TARGETS.get((name, what)))
+            yield Row(name, f"{what}, one thread", speed, ratio, TARGETS[name] if what == "serial" else None)
             continue
-        to_serial, bar = faster(seconds["serial"], seconds[what]), TARGETS[name, what] if processes == 2 else None
-        yield Row(name, f"{what}, {processes} processes to serial", speed, to_serial, bar)
-        yield Row(name, f"{what}, {processes} processes", speed, ratio, bar and bar * TARGETS[name, "serial"])
+        to_serial, least = faster(seconds["serial"], seconds[what]), TARGET_SHARE * min(processes, ceiling)
+        yield Row(name, f"{what}, {processes} processes to serial", speed, to_serial, least)
+        yield Row(name, f"{what}, {processes} processes", speed, ratio, TARGET_SHARE * processes * TARGETS[name])
 
 
 class Nothing:
@@ -329,7 +332,7 @@ def show(rows: list[Row], empty: float, large: Mapping[str, Any]) -> None:
     for column in ("model", "engine", "clients/s", "ratio", "bar"):
         table.add_column(column, justify="left" if column in ("model", "engine") else "right")
     for row in rows:
-        bar = "" if row.target is None else f"{'met' if row.met else 'MISSED'}: {row.target:.1f}"
+        bar = "" if row.target is None else f"{'met' if row.met else 'MISSED'}: {row.target:.2f}"
         table.add_row(row.model, row.what, f"{row.clients_per_second:,.0f}", f"{row.ratio:.2f}", bar)
     console = Console()
     console.print(table)

@@ -108,8 +108,7 @@ class FedAvg(Algorithm):
         move, rate = mean if step is None else step, self.server_lr * factor
         if rate != 1.0:
             move = rate * move
-        measured = statistics(state.facts.get("shapes", ()))
-        if measured.any():
+        if move is not mean and (measured := statistics(state.facts.get("shapes", ()))).any():
             move = np.where(measured, mean, move)
         model = np.empty_like(state.tensors["model"])
         np.add(state.tensors["model"], move, out=model, casting="same_kind")  # in float64, without a copy of both

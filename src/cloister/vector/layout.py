@@ -367,26 +367,27 @@ class FixedPoint:
         for slot in self._slots:
             noise, total = slot.block.noise, np.empty(slot.block.coordinates, np.float64)
             for at in range(0, len(total), CHUNK):  # the result itself is all the memory that this takes
-                total[at : at + CHUNK] = self._decoded(slot, words, at)
+                self._decode(slot, words, at, total[at : at + CHUNK])
             # a rotated block stays flat: whoever asked for it turns it back
             shape = (-1,) if noise is not None and noise.rotation else slot.block.shape
             values[slot.block.name] = total.reshape(shape)
         return values
 
-    def _decoded(self, slot: _Slot, words: Words, at: int) -> Floats:
+    def _decode(self, slot: _Slot, words: Words, at: int, total: Floats) -> None:
         """A stretch of one block, from its coordinate `at` on."""
         size, noise = slot.block.coordinates, slot.block.noise
-        stop = min(at + CHUNK, size)
-        last = slot.start + (slot.limbs - 1) * size
-        total = self._signed(words[last + at : last + stop])
-        for limb in reversed(range(slot.limbs - 1)):
-            start = slot.start + limb * size
-            total = np.ldexp(total, self._limb_bits) + self._signed(words[start + at : start + stop])
-        total *= noise.step if noise is not None else math.ldexp(1.0, -slot.exponent)  # a power of two: exact
-        return total
+        ends = range(slot.start + at, slot.start + slot.limbs * size, size)
+        limbs = [self._signed(words[start : start + len(total)]) for start in ends]
+        step = noise.step if noise is not None else math.ldexp(1.0, -slot.exponent)  # a power of two: exact
+        if self.bits < 32:
+            step = math.ldexp(step, self.bits - 32)
+        np.multiply(limbs.pop(), step, out=total)
+        while limbs:
+            total *= 2.0**self._limb_bits
+            total += limbs.pop() * step
 
-    def _signed(self, words: Words) -> Floats:
-        if self.bits >= 32:
-            return words.view(np.int64 if self.bits == 64 else np.int32).astype(np.float64)
-        spare = 32 - self.bits
-        return (words.astype(np.uint32) << np.uint32(spare)).view(np.int32).astype(np.float64) / (1 << spare)
+    def _signed(self, words: Words) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
+        """What the words stand for; of fewer than 32 bits, in the upper ones."""
+        if self.bits < 32:
+            words = words << np.uint32(32 - self.bits)
+        return words.view(np.int64 if self.bits == 64 else np.int32)
