@@ -390,4 +390,4 @@ class FixedPoint:
         """What the words stand for; of fewer than 32 bits, in the upper ones."""
         if self.bits < 32:
             words = words << np.uint32(32 - self.bits)
-        return words.view(np.int64 if self.bits == 64 else np.int32)
+        return words.view(np.int64) if self.bits == 64 else words.view(np.int32)
