@@ -306,7 +306,7 @@ def resident_bytes() -> int:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, a smaller crowd.")] = False,
     repeats: Annotated[int, typer.Option(help="Turns of each contender.")] = 12,
-    processes: Annotated[int, typer.Option(help="Of the process engine; the bars are for two.")] = min(2, cores()),
+    processes: Annotated[int, typer.Option(help="Of the process engine.")] = min(2, cores()),
     as_json: Annotated[bool, typer.Option("--json", help="One object on standard output.")] = False,
 ) -> None:
     """Measure a simulation beside the loop by hand; exit code 1 where a bar is missed."""

@@ -100,6 +100,13 @@ def open_terminals(folder: Path) -> Iterator[Callable[[str], Terminal]]:
         each.close()
 
 
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Callable[[str], Terminal]]:
     """`terminal(name)`: a terminal in a directory of its own."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 from safetensors.numpy import load_file
+from tests.e2e.conftest import until
 
 import cloister as cl
 from cloister.learn import complete
@@ -82,7 +82,7 @@ def story(module_terminal: Any, patients: Callable[[int, int], pd.DataFrame], fr
         return last(opened, "open") == last(uploaded, "uploaded")
 
     # the open round needs the slow site only; those after it need the site that is back, as a third stands still
-    wait_until(handed_in)
+    until(handed_in)
     third = stop_training(agents[THIRD])
     go_on(stopped)
     scientist.wait_for(submitting, f'"trained": {ROUNDS - 2}')
@@ -110,13 +110,6 @@ def stop_training(agent: subprocess.Popen[str]) -> list[psutil.Process]:
 def go_on(training: list[psutil.Process]) -> None:
     for process in training:
         process.resume()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def last(told: list[dict[str, Any]], event: str) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e.conftest import until
 
 from cloister.cli.site_doctor import _coordinator, _proxy
 from cloister.coordinator import admit, init_coordinator, invite
@@ -85,13 +85,6 @@ def hospital(module_terminal: Callable[[str], Any], tmp_path_factory: pytest.Tem
     urls = [f"http://ward:secret@127.0.0.1:{each}" for each in ports]
     invited = {each.id: each for each in made}
     return Hospital(operator, steward, invited, *urls, folder / "mitmproxy-ca-cert.pem", folder / "seen.jsonl")
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def answers(port: int) -> bool:

@@ -255,17 +255,18 @@ class ProcessEngine:
         homes: list[list[str]] = [[] for _ in range(self._count)]
         load, spare, fair = [0] * self._count, list[str](), sum(map(self._rows, sites)) / self._count
 
-        for site in sites:
-            at, rows = zlib.crc32(site.encode()) % self._count, self._rows(site)
-            if even and load[at] and load[at] + rows > fair:
-                spare.append(site)
-                continue
-            homes[at].append(site)
-            load[at] += rows
-        for site in spare:
-            at = load.index(min(load))
+        def give(site: str, at: int) -> None:
             homes[at].append(site)
             load[at] += self._rows(site)
+
+        for site in sites:
+            at = zlib.crc32(site.encode()) % self._count
+            if even and load[at] and load[at] + self._rows(site) > fair:
+                spare.append(site)
+            else:
+                give(site, at)
+        for site in spare:
+            give(site, load.index(min(load)))
         return homes
 
     def _tickets(self, sites: Sequence[str], together: int) -> list[tuple[int, int]]:

@@ -376,15 +376,14 @@ class FixedPoint:
     def _decode(self, slot: _Slot, words: Words, at: int, total: Floats) -> None:
         """A stretch of one block, from its coordinate `at` on."""
         size, noise = slot.block.coordinates, slot.block.noise
-        ends = range(slot.start + at, slot.start + slot.limbs * size, size)
-        limbs = [self._signed(words[start : start + len(total)]) for start in ends]
-        step = noise.step if noise is not None else math.ldexp(1.0, -slot.exponent)  # a power of two: exact
-        if self.bits < 32:
-            step = math.ldexp(step, self.bits - 32)
-        np.multiply(limbs.pop(), step, out=total)
+        starts = range(slot.start + at, slot.start + slot.limbs * size, size)
+        limbs = [self._signed(words[start : start + len(total)]) for start in starts]
+        total[...] = limbs.pop()
         while limbs:
             total *= 2.0**self._limb_bits
-            total += limbs.pop() * step
+            total += limbs.pop()
+        step = noise.step if noise is not None else math.ldexp(1.0, -slot.exponent)
+        total *= math.ldexp(step, min(self.bits, 32) - 32)  # of the words' upper bits: a power of two, exact
 
     def _signed(self, words: Words) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
         """What the words stand for; of fewer than 32 bits, in the upper ones."""
